@@ -1,0 +1,1 @@
+//! Typed Rust over the Realm WIT contract, for tenants.

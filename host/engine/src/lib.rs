@@ -1,0 +1,1 @@
+//! The engine: one owner thread of the weights in use, the KV blocks and the batch.

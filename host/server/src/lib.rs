@@ -1,0 +1,1 @@
+//! The Realm server and its command line.

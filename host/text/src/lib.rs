@@ -1,0 +1,1 @@
+//! Characters and tokens: tokenizers, chat templates, detokenizer, stop strings.

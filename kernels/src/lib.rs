@@ -1,0 +1,1 @@
+//! Numeric operations of Realm: block formats, reference operations and CPU kernels.

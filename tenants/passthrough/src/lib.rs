@@ -1,0 +1,1 @@
+//! A Realm workflow component.

@@ -1,0 +1,1 @@
+//! Hostile and well-behaved guests, one behaviour each.

@@ -1,0 +1,1 @@
+//! Cross-crate tests: the real binary, real clients, hostile guests.
