@@ -1,1 +1,141 @@
-//! A Realm workflow component.
+//! Best of n: forks one prefilled prompt n ways, decodes all in one batch, and answers with the candidate that the
+//! model itself finds likeliest per token.
+//!
+//! Works for any chat or completion with n = 4. The function `best_of_n` takes its own `n` and also returns the scores.
+
+use realm_guest::json::json;
+use realm_guest::{
+    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Role, Run, StopReason, Token,
+    Workflow,
+};
+
+const DEFAULT_N: u32 = 4;
+const MAX_N: u64 = 16;
+const DEFAULT_MAX_TOKENS: u32 = 128;
+/// The candidates have to differ, so a function call that names no temperature does not decode greedily.
+const DEFAULT_TEMPERATURE: f32 = 0.8;
+
+struct BestOfN;
+
+impl Workflow for BestOfN {
+    fn describe() -> Description {
+        Description::new().chat().completion().function(
+            "best_of_n",
+            "Answers a prompt n times from one shared prefix and returns the likeliest answer.",
+            json!({
+                "type": "object",
+                "properties": {
+                    "prompt": {"type": "string"},
+                    "n": {"type": "integer", "minimum": 1, "maximum": MAX_N, "default": DEFAULT_N},
+                    "max_tokens": {"type": "integer", "minimum": 1, "default": DEFAULT_MAX_TOKENS},
+                    "temperature": {"type": "number", "minimum": 0, "default": DEFAULT_TEMPERATURE},
+                    "seed": {"type": "integer", "minimum": 0}
+                },
+                "required": ["prompt"]
+            }),
+        )
+    }
+
+    fn handle(request: Request, reply: Reply) -> Result<(), Error> {
+        let model = Model::open(&request.model())?;
+        if request.kind() == Kind::Function {
+            return function(&model, &request, &reply);
+        }
+        let prompt = request.prompt()?;
+        let best = best_of(candidates(&model, &prompt, DEFAULT_N, &request.policy())?)?;
+        if request.echo() {
+            reply.text(0, &model.decode(&prompt)?)?;
+        }
+        // The events go out as they came, so that the client's log-probabilities and the reason to stop are real.
+        for event in &best.events {
+            reply.emit(0, event)?;
+        }
+        Ok(())
+    }
+}
+
+/// The function's own parameters instead of a client's chat.
+fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error> {
+    let parameters = request.parameters()?;
+    let prompt = parameters["prompt"].as_str().ok_or_else(|| Error::invalid_because("prompt: a string is required"))?;
+    let n = match parameters.get("n") {
+        None => DEFAULT_N,
+        Some(n) => match n.as_u64() {
+            Some(n @ 1..=MAX_N) => n as u32,
+            _ => return Err(Error::invalid_because(format!("n: an integer from 1 to {MAX_N} is required"))),
+        },
+    };
+    let max_tokens = parameters["max_tokens"].as_u64().map_or(DEFAULT_MAX_TOKENS, |n| n.min(u32::MAX.into()) as u32);
+    let temperature = parameters["temperature"].as_f64().map_or(DEFAULT_TEMPERATURE, |value| value as f32);
+    let mut policy = request.policy().max_tokens(max_tokens).temperature(temperature);
+    if let Some(seed) = parameters["seed"].as_u64() {
+        policy = policy.seed(seed);
+    }
+
+    let message = Message {
+        role: Role::User,
+        content: prompt.into(),
+        name: None,
+        tool_call_id: None,
+        tool_calls: Vec::new(),
+    };
+    let candidates = candidates(model, &model.render(&[message], &[], true)?, n, &policy)?;
+    let scores: Vec<f32> = candidates.iter().map(Candidate::mean_logprob).collect();
+    let best = best_of(candidates)?;
+    let text: String = best.events.iter().map(|event| event.text.as_str()).collect();
+    reply.json(&json!({"text": text, "mean_logprob": best.mean_logprob(), "scores": scores}))
+}
+
+/// One of the answers, as it came from the host.
+#[derive(Default)]
+struct Candidate {
+    events: Vec<Event>,
+    logprob: f32,
+    tokens: u32,
+}
+
+impl Candidate {
+    /// Per token, so that a long answer is not punished for being long. An empty answer is the least likely.
+    fn mean_logprob(&self) -> f32 {
+        if self.tokens == 0 { f32::MIN } else { self.logprob / self.tokens as f32 }
+    }
+}
+
+/// Decodes `n` answers to one prompt in one batch.
+fn candidates(model: &Model, prompt: &[Token], n: u32, policy: &Policy) -> Result<Vec<Candidate>, Error> {
+    let first = model.sequence()?;
+    first.append(prompt)?;
+    let mut sequences = Vec::new();
+    for _ in 1..n {
+        sequences.push(first.fork()?);
+    }
+    sequences.push(first);
+
+    let policy = policy.clone().logprobs(0);
+    let jobs: Vec<_> = sequences.iter().map(|sequence| (sequence, &policy)).collect();
+    let run = Run::start(&jobs)?;
+    let mut candidates: Vec<Candidate> = sequences.iter().map(|_| Candidate::default()).collect();
+    while let Some(events) = run.next(u32::MAX)? {
+        for event in events {
+            match &event.finish {
+                Some(Finish::Failed(error)) => return Err(error.clone()),
+                Some(Finish::Stopped(StopReason::Cancelled)) => return Err(Error::Cancelled),
+                _ => {}
+            }
+            let candidate = &mut candidates[event.job as usize];
+            candidate.logprob += event.logprobs.iter().map(|token| token.logprob).sum::<f32>();
+            candidate.tokens += event.logprobs.len() as u32;
+            candidate.events.push(event);
+        }
+    }
+    Ok(candidates)
+}
+
+fn best_of(candidates: Vec<Candidate>) -> Result<Candidate, Error> {
+    candidates
+        .into_iter()
+        .max_by(|a, b| a.mean_logprob().total_cmp(&b.mean_logprob()))
+        .ok_or_else(|| Error::invalid_because("no candidates were asked for"))
+}
+
+realm_guest::workflow!(BestOfN);

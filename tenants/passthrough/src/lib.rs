@@ -1,1 +1,44 @@
-//! A Realm workflow component.
+//! The plain model: what a chat or a completion runs when the tenant has no workflow of its own.
+//!
+//! Several choices share one prefilled prompt: it is forked, not repeated. The host streams all of them to the client
+//! while this program sleeps.
+
+use realm_guest::{Description, Error, Kind, Model, Reply, Request, Run, Workflow};
+
+struct Passthrough;
+
+impl Workflow for Passthrough {
+    fn describe() -> Description {
+        Description::new().chat().completion()
+    }
+
+    fn handle(request: Request, reply: Reply) -> Result<(), Error> {
+        if request.kind() == Kind::Function {
+            return Err(Error::Unsupported("this workflow exports no functions".into()));
+        }
+        let model = Model::open(&request.model())?;
+        let prompt = request.prompt()?;
+        let choices = request.choices();
+
+        let first = model.sequence()?;
+        first.append(&prompt)?;
+        let mut sequences = Vec::new();
+        for _ in 1..choices {
+            sequences.push(first.fork()?);
+        }
+        sequences.insert(0, first);
+
+        if request.echo() {
+            let text = model.decode(&prompt)?;
+            for choice in 0..choices {
+                reply.text(choice, &text)?;
+            }
+        }
+        let policy = request.policy();
+        let jobs: Vec<_> = sequences.iter().map(|sequence| (sequence, &policy)).collect();
+        reply.forward(Run::start(&jobs)?)?;
+        Ok(())
+    }
+}
+
+realm_guest::workflow!(Passthrough);
