@@ -1,1 +1,18 @@
-//! GGUF files as named tensor views over a read-only map; input is hostile.
+//! GGUF files as named tensor views over a read-only map.
+//!
+//! Input is hostile: whatever the bytes, [`Gguf::open`] ends in a file or in a [`GgufError`] that names the key or
+//! tensor and the numbers, without a panic and without allocating more than a small multiple of the file.
+//! Weights are handed out as stored; no arithmetic happens here.
+#![deny(unsafe_code)]
+
+mod error;
+mod gguf;
+mod map;
+mod metadata;
+mod reader;
+mod tensor;
+
+pub use error::GgufError;
+pub use gguf::Gguf;
+pub use metadata::{Array, Metadata, Value, ValueType};
+pub use tensor::Tensor;

@@ -1,0 +1,572 @@
+//! The key-value part of a GGUF file: parsed once, then asked by key and type.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::error::GgufError;
+use crate::reader::Reader;
+
+/// Arrays in arrays: the format sets no bound, real files use one level.
+const ARRAY_DEPTH_MAX: u32 = 4;
+/// Set by the format.
+const KEY_BYTES_MAX: u64 = 65_535;
+/// Length of a key, one byte of key, its type, one byte of value.
+const ENTRY_BYTES_MIN: u64 = 8 + 1 + 4 + 1;
+
+/// A value of the metadata, as stored.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the variants are the types of the format")]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(String),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// An array of the metadata: elements of one type.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the variants are the types of the format")]
+pub enum Array {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    F32(Vec<f32>),
+    Bool(Vec<bool>),
+    String(Vec<String>),
+    Array(Vec<Array>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F64(Vec<f64>),
+}
+
+/// The type of a value; numbers are those of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the types of the format")]
+#[repr(u32)]
+pub enum ValueType {
+    U8 = 0,
+    I8 = 1,
+    U16 = 2,
+    I16 = 3,
+    U32 = 4,
+    I32 = 5,
+    F32 = 6,
+    Bool = 7,
+    String = 8,
+    Array = 9,
+    U64 = 10,
+    I64 = 11,
+    F64 = 12,
+}
+
+/// All keys of a file with their values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata {
+    entries: BTreeMap<String, Value>,
+}
+
+impl Metadata {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.entries.get(key)
+    }
+
+    /// All keys in alphabetical order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.entries
+            .iter()
+            .map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn str(&self, key: &str) -> Result<Option<&str>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(key, "a string", other)),
+        }
+    }
+
+    /// A bool.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(wrong(key, "a bool", other)),
+        }
+    }
+
+    /// An integer of any stored width that fits u32.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when it is no integer, [`GgufError::ValueOutOfRange`] when it does not fit.
+    pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
+        self.integer(key, "u32")
+    }
+
+    /// An integer of any stored width that fits u64.
+    ///
+    /// # Errors
+    /// As [`Metadata::u32`].
+    pub fn u64(&self, key: &str) -> Result<Option<u64>, GgufError> {
+        self.integer(key, "u64")
+    }
+
+    /// A float, of either width.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::F32(value)) => Ok(Some(*value)),
+            Some(Value::F64(value)) => Ok(Some(*value as f32)),
+            Some(other) => Err(wrong(key, "a float", other)),
+        }
+    }
+
+    /// An array of strings.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn strings(&self, key: &str) -> Result<Option<&[String]>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::String(texts))) => Ok(Some(texts)),
+            Some(other) => Err(wrong(key, "an array of strings", other)),
+        }
+    }
+
+    /// An array of floats, of either width.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::F32(values))) => Ok(Some(values.clone())),
+            Some(Value::Array(Array::F64(values))) => {
+                Ok(Some(values.iter().map(|value| *value as f32).collect()))
+            }
+            Some(other) => Err(wrong(key, "an array of floats", other)),
+        }
+    }
+
+    /// An array of integers of any stored width that fit i32.
+    ///
+    /// # Errors
+    /// As [`Metadata::u32`].
+    pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, GgufError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let integers = match value {
+            Value::Array(array) => array.integers(),
+            _ => None,
+        };
+        let Some(integers) = integers else {
+            return Err(wrong(key, "an array of integers", value));
+        };
+        integers
+            .map(|value| fit(key, value, "i32"))
+            .collect::<Result<Vec<i32>, GgufError>>()
+            .map(Some)
+    }
+
+    /// [`Metadata::str`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_str(&self, key: &str) -> Result<&str, GgufError> {
+        self.str(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::bool`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_bool(&self, key: &str) -> Result<bool, GgufError> {
+        self.bool(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::u32`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_u32(&self, key: &str) -> Result<u32, GgufError> {
+        self.u32(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::u64`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_u64(&self, key: &str) -> Result<u64, GgufError> {
+        self.u64(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::f32`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_f32(&self, key: &str) -> Result<f32, GgufError> {
+        self.f32(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::strings`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_strings(&self, key: &str) -> Result<&[String], GgufError> {
+        self.strings(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::f32s`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_f32s(&self, key: &str) -> Result<Vec<f32>, GgufError> {
+        self.f32s(key)?.ok_or_else(|| missing(key))
+    }
+
+    /// [`Metadata::i32s`] of a key that must be there.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingKey`], and those of the twin.
+    pub fn require_i32s(&self, key: &str) -> Result<Vec<i32>, GgufError> {
+        self.i32s(key)?.ok_or_else(|| missing(key))
+    }
+
+    fn integer<T: TryFrom<i128>>(
+        &self,
+        key: &str,
+        wanted: &'static str,
+    ) -> Result<Option<T>, GgufError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.integer() {
+            Some(integer) => fit(key, integer, wanted).map(Some),
+            None => Err(wrong(key, "an integer", value)),
+        }
+    }
+
+    /// Reads `count` entries; a count the rest of the file cannot hold is refused before anything is read.
+    pub(crate) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Metadata, GgufError> {
+        let room = reader.left() as u64 / ENTRY_BYTES_MIN;
+        if count > room {
+            return Err(GgufError::TooMany {
+                what: "metadata keys",
+                count,
+                room,
+            });
+        }
+        let mut entries = BTreeMap::new();
+        for index in 0..count {
+            let key = reader.name(KEY_BYTES_MAX, || format!("metadata key {index}"))?;
+            let id = reader.u32(|| format!("the type of key {key}"))?;
+            let value = parse_value(reader, key, value_type(key, id)?)?;
+            if entries.insert(key.to_owned(), value).is_some() {
+                return Err(GgufError::DuplicateKey {
+                    key: key.to_owned(),
+                });
+            }
+        }
+        Ok(Metadata { entries })
+    }
+}
+
+fn parse_value(reader: &mut Reader<'_>, key: &str, ty: ValueType) -> Result<Value, GgufError> {
+    let what = || format!("the value of key {key}");
+    Ok(match ty {
+        ValueType::U8 => Value::U8(u8::from_le_bytes(reader.array(what)?)),
+        ValueType::I8 => Value::I8(i8::from_le_bytes(reader.array(what)?)),
+        ValueType::U16 => Value::U16(u16::from_le_bytes(reader.array(what)?)),
+        ValueType::I16 => Value::I16(i16::from_le_bytes(reader.array(what)?)),
+        ValueType::U32 => Value::U32(u32::from_le_bytes(reader.array(what)?)),
+        ValueType::I32 => Value::I32(i32::from_le_bytes(reader.array(what)?)),
+        ValueType::F32 => Value::F32(f32::from_le_bytes(reader.array(what)?)),
+        ValueType::Bool => Value::Bool(parse_bool(key, reader.array(what)?)?),
+        ValueType::String => Value::String(reader.string(what)?.to_owned()),
+        ValueType::Array => Value::Array(parse_array(reader, key, 1)?),
+        ValueType::U64 => Value::U64(u64::from_le_bytes(reader.array(what)?)),
+        ValueType::I64 => Value::I64(i64::from_le_bytes(reader.array(what)?)),
+        ValueType::F64 => Value::F64(f64::from_le_bytes(reader.array(what)?)),
+    })
+}
+
+fn parse_array(reader: &mut Reader<'_>, key: &str, depth: u32) -> Result<Array, GgufError> {
+    if depth > ARRAY_DEPTH_MAX {
+        return Err(GgufError::ArrayTooDeep {
+            key: key.to_owned(),
+            depth_max: ARRAY_DEPTH_MAX,
+        });
+    }
+    let id = reader.u32(|| format!("the element type of key {key}"))?;
+    let ty = value_type(key, id)?;
+    let count = reader.u64(|| format!("the length of key {key}"))?;
+    // Every element takes at least these many bytes of file, so `count` is true once it passes, and
+    // what is allocated for it is at most a small multiple of the file.
+    let room = reader.left() as u64 / ty.bytes_min();
+    if count > room {
+        return Err(GgufError::ArrayTooLong {
+            key: key.to_owned(),
+            count,
+            room,
+        });
+    }
+    let what = || format!("the elements of key {key}");
+    Ok(match ty {
+        ValueType::U8 => Array::U8(numbers(reader, count, u8::from_le_bytes, what)?),
+        ValueType::I8 => Array::I8(numbers(reader, count, i8::from_le_bytes, what)?),
+        ValueType::U16 => Array::U16(numbers(reader, count, u16::from_le_bytes, what)?),
+        ValueType::I16 => Array::I16(numbers(reader, count, i16::from_le_bytes, what)?),
+        ValueType::U32 => Array::U32(numbers(reader, count, u32::from_le_bytes, what)?),
+        ValueType::I32 => Array::I32(numbers(reader, count, i32::from_le_bytes, what)?),
+        ValueType::F32 => Array::F32(numbers(reader, count, f32::from_le_bytes, what)?),
+        ValueType::U64 => Array::U64(numbers(reader, count, u64::from_le_bytes, what)?),
+        ValueType::I64 => Array::I64(numbers(reader, count, i64::from_le_bytes, what)?),
+        ValueType::F64 => Array::F64(numbers(reader, count, f64::from_le_bytes, what)?),
+        ValueType::Bool => Array::Bool(
+            (0..count)
+                .map(|_| parse_bool(key, reader.array(what)?))
+                .collect::<Result<_, _>>()?,
+        ),
+        ValueType::String => Array::String(
+            (0..count)
+                .map(|index| {
+                    let what = || format!("element {index} of key {key}");
+                    reader.string(what).map(str::to_owned)
+                })
+                .collect::<Result<_, _>>()?,
+        ),
+        ValueType::Array => Array::Array(
+            (0..count)
+                .map(|_| parse_array(reader, key, depth + 1))
+                .collect::<Result<_, _>>()?,
+        ),
+    })
+}
+
+fn numbers<T, const N: usize>(
+    reader: &mut Reader<'_>,
+    count: u64,
+    from: fn([u8; N]) -> T,
+    what: impl FnOnce() -> String,
+) -> Result<Vec<T>, GgufError> {
+    // `count` was held against the bytes left, so the product cannot overflow.
+    let bytes = reader.take(count * N as u64, what)?;
+    let (chunks, _) = bytes.as_chunks::<N>();
+    Ok(chunks.iter().map(|chunk| from(*chunk)).collect())
+}
+
+fn parse_bool(key: &str, [byte]: [u8; 1]) -> Result<bool, GgufError> {
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(GgufError::BadBool {
+            key: key.to_owned(),
+            value,
+        }),
+    }
+}
+
+fn value_type(key: &str, id: u32) -> Result<ValueType, GgufError> {
+    ValueType::from_id(id).ok_or_else(|| GgufError::UnknownValueType {
+        key: key.to_owned(),
+        id,
+    })
+}
+
+fn fit<T: TryFrom<i128>>(key: &str, value: i128, wanted: &'static str) -> Result<T, GgufError> {
+    T::try_from(value).map_err(|_| GgufError::ValueOutOfRange {
+        key: key.to_owned(),
+        value,
+        wanted,
+    })
+}
+
+fn wrong(key: &str, wanted: &'static str, found: &Value) -> GgufError {
+    GgufError::WrongValueType {
+        key: key.to_owned(),
+        wanted,
+        found: found.value_type(),
+    }
+}
+
+fn missing(key: &str) -> GgufError {
+    GgufError::MissingKey {
+        key: key.to_owned(),
+    }
+}
+
+impl Value {
+    /// The stored type.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Value::U8(_) => ValueType::U8,
+            Value::I8(_) => ValueType::I8,
+            Value::U16(_) => ValueType::U16,
+            Value::I16(_) => ValueType::I16,
+            Value::U32(_) => ValueType::U32,
+            Value::I32(_) => ValueType::I32,
+            Value::F32(_) => ValueType::F32,
+            Value::Bool(_) => ValueType::Bool,
+            Value::String(_) => ValueType::String,
+            Value::Array(_) => ValueType::Array,
+            Value::U64(_) => ValueType::U64,
+            Value::I64(_) => ValueType::I64,
+            Value::F64(_) => ValueType::F64,
+        }
+    }
+
+    fn integer(&self) -> Option<i128> {
+        Some(match self {
+            Value::U8(value) => (*value).into(),
+            Value::I8(value) => (*value).into(),
+            Value::U16(value) => (*value).into(),
+            Value::I16(value) => (*value).into(),
+            Value::U32(value) => (*value).into(),
+            Value::I32(value) => (*value).into(),
+            Value::U64(value) => (*value).into(),
+            Value::I64(value) => (*value).into(),
+            _ => return None,
+        })
+    }
+}
+
+impl Array {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Array::U8(values) => values.len(),
+            Array::I8(values) => values.len(),
+            Array::U16(values) => values.len(),
+            Array::I16(values) => values.len(),
+            Array::U32(values) => values.len(),
+            Array::I32(values) => values.len(),
+            Array::F32(values) => values.len(),
+            Array::Bool(values) => values.len(),
+            Array::String(values) => values.len(),
+            Array::Array(values) => values.len(),
+            Array::U64(values) => values.len(),
+            Array::I64(values) => values.len(),
+            Array::F64(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn integers(&self) -> Option<Box<dyn Iterator<Item = i128> + '_>> {
+        Some(match self {
+            Array::U8(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::I8(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::U16(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::I16(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::U32(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::I32(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::U64(values) => Box::new(values.iter().map(|value| (*value).into())),
+            Array::I64(values) => Box::new(values.iter().map(|value| (*value).into())),
+            _ => return None,
+        })
+    }
+}
+
+impl ValueType {
+    fn from_id(id: u32) -> Option<ValueType> {
+        Some(match id {
+            0 => ValueType::U8,
+            1 => ValueType::I8,
+            2 => ValueType::U16,
+            3 => ValueType::I16,
+            4 => ValueType::U32,
+            5 => ValueType::I32,
+            6 => ValueType::F32,
+            7 => ValueType::Bool,
+            8 => ValueType::String,
+            9 => ValueType::Array,
+            10 => ValueType::U64,
+            11 => ValueType::I64,
+            12 => ValueType::F64,
+            _ => return None,
+        })
+    }
+
+    /// Fewest bytes that one value takes in a file.
+    fn bytes_min(self) -> u64 {
+        match self {
+            ValueType::U8 | ValueType::I8 | ValueType::Bool => 1,
+            ValueType::U16 | ValueType::I16 => 2,
+            ValueType::U32 | ValueType::I32 | ValueType::F32 => 4,
+            ValueType::U64 | ValueType::I64 | ValueType::F64 | ValueType::String => 8,
+            ValueType::Array => 12,
+        }
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ValueType::U8 => "u8",
+            ValueType::I8 => "i8",
+            ValueType::U16 => "u16",
+            ValueType::I16 => "i16",
+            ValueType::U32 => "u32",
+            ValueType::I32 => "i32",
+            ValueType::F32 => "f32",
+            ValueType::Bool => "a bool",
+            ValueType::String => "a string",
+            ValueType::Array => "an array",
+            ValueType::U64 => "u64",
+            ValueType::I64 => "i64",
+            ValueType::F64 => "f64",
+        })
+    }
+}
+
+/// One line for people: long strings are cut, arrays show their length only.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const CHARS_MAX: usize = 80;
+        match self {
+            Value::U8(value) => value.fmt(f),
+            Value::I8(value) => value.fmt(f),
+            Value::U16(value) => value.fmt(f),
+            Value::I16(value) => value.fmt(f),
+            Value::U32(value) => value.fmt(f),
+            Value::I32(value) => value.fmt(f),
+            Value::F32(value) => value.fmt(f),
+            Value::Bool(value) => value.fmt(f),
+            Value::U64(value) => value.fmt(f),
+            Value::I64(value) => value.fmt(f),
+            Value::F64(value) => value.fmt(f),
+            Value::Array(array) => write!(f, "[{} elements]", array.len()),
+            Value::String(text) => {
+                let shown: String = text.chars().take(CHARS_MAX).collect();
+                let cut = if shown.len() < text.len() { "…" } else { "" };
+                write!(f, "{shown:?}{cut}")
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What a valid file says, key by key and tensor by tensor, and what is refused only when it is asked for.
+
+mod common;
+
+use common::*;
+use realm_kernels::quant::BlockType;
+use realm_weights::{Array, Gguf, GgufError, Value};
+
+fn open(file: &File) -> Gguf {
+    Gguf::from_bytes(file.bytes()).expect("the file is good")
+}
+
+#[test]
+fn every_key_is_read() {
+    let file = open(&good());
+    let metadata = file.metadata();
+    assert_eq!(
+        metadata.require_str("general.architecture").unwrap(),
+        "llama"
+    );
+    assert_eq!(metadata.require_u32("llama.block_count").unwrap(), 2);
+    assert_eq!(metadata.require_f32("llama.eps").unwrap(), 1e-5);
+    assert!(
+        metadata
+            .require_bool("tokenizer.ggml.add_bos_token")
+            .unwrap()
+    );
+    assert_eq!(
+        metadata.require_strings("tokenizer.ggml.tokens").unwrap(),
+        ["a", "", "é"]
+    );
+    let nested = Array::Array(vec![Array::U8(vec![1, 2]), Array::U8(vec![3])]);
+    assert_eq!(metadata.get("nested"), Some(&Value::Array(nested)));
+    assert_eq!(metadata.iter().count(), 7);
+}
+
+#[test]
+fn version_two_reads_like_three() {
+    let file = File {
+        version: 2,
+        ..good()
+    };
+    assert_eq!(open(&file).metadata(), open(&good()).metadata());
+}
+
+#[test]
+fn every_value_type_is_read() {
+    let types: [(u32, &[u8], &str); 13] = [
+        (0, &[200], "200"),
+        (1, &[0x80], "-128"),
+        (2, &[0, 1], "256"),
+        (3, &[0xff, 0xff], "-1"),
+        (4, &[0, 0, 0, 0x80], "2147483648"),
+        (5, &[0xfe, 0xff, 0xff, 0xff], "-2"),
+        (6, &[0, 0, 0x80, 0x3f], "1"),
+        (7, &[1], "true"),
+        (8, b"\x02\0\0\0\0\0\0\0hi", "\"hi\""),
+        (9, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "[0 elements]"),
+        (10, &[0xff; 8], "18446744073709551615"),
+        (11, &[0xff; 8], "-1"),
+        (12, &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f], "1"),
+    ];
+    for (ty, bytes, shown) in types {
+        let file = open(&good().with_key("one", ty, bytes));
+        let value = file.metadata().get("one").expect("the key is there");
+        assert_eq!(value.to_string(), shown);
+        if ty != ARRAY {
+            let listed = array(ty, 2, &[bytes, bytes].concat());
+            let file = open(&good().with_key("two", ARRAY, &listed));
+            let Some(Value::Array(array)) = file.metadata().get("two") else {
+                panic!("an array of type {ty}");
+            };
+            assert_eq!(array.len(), 2);
+        }
+    }
+}
+
+#[test]
+fn integers_of_any_width_convert_when_they_fit() {
+    let file = open(
+        &good()
+            .with_key("small", 3, &(-1i16).to_le_bytes())
+            .with_key("large", U64, &u64::MAX.to_le_bytes())
+            .with_key("list", ARRAY, &array(U8, 2, &[7, 255])),
+    );
+    let metadata = file.metadata();
+    assert_eq!(metadata.u64("large").unwrap(), Some(u64::MAX));
+    assert_eq!(metadata.i32s("list").unwrap(), Some(vec![7, 255]));
+    let error = metadata.u32("small").expect_err("negative");
+    assert_eq!(error.to_string(), "key small is -1, which is no u32");
+    let error = metadata.u32("large").expect_err("too large");
+    assert_eq!(
+        error.to_string(),
+        "key large is 18446744073709551615, which is no u32"
+    );
+}
+
+#[test]
+fn a_key_of_another_type_names_both_types() {
+    let file = open(&good());
+    let metadata = file.metadata();
+    let messages = [
+        metadata.u32("general.architecture").unwrap_err(),
+        metadata.str("llama.block_count").unwrap_err(),
+        metadata.f32("llama.block_count").unwrap_err(),
+        metadata.bool("nested").unwrap_err(),
+        metadata.strings("nested").unwrap_err(),
+        metadata.i32s("tokenizer.ggml.tokens").unwrap_err(),
+        metadata.f32s("llama.eps").unwrap_err(),
+        metadata.require_u64("absent").unwrap_err(),
+    ]
+    .map(|error| error.to_string());
+    assert_eq!(
+        messages,
+        [
+            "key general.architecture is a string, an integer is expected",
+            "key llama.block_count is u64, a string is expected",
+            "key llama.block_count is u64, a float is expected",
+            "key nested is an array, a bool is expected",
+            "key nested is an array, an array of strings is expected",
+            "key tokenizer.ggml.tokens is an array, an array of integers is expected",
+            "key llama.eps is f32, an array of floats is expected",
+            "key absent is missing",
+        ]
+    );
+}
+
+#[test]
+fn tensors_lie_where_the_table_says() {
+    let mut file = good();
+    let values = [1.0f32, -2.0, 0.5, 4.0];
+    for (chunk, value) in file.data.chunks_mut(4).zip(values) {
+        chunk.copy_from_slice(&value.to_le_bytes());
+    }
+    let file = open(&file);
+    let norm = file.require("norm.weight").unwrap();
+    assert_eq!(norm.vector_f32().unwrap(), values);
+    let output = file.require("output.weight").unwrap().matrix().unwrap();
+    assert_eq!((output.rows, output.cols), (2, 32));
+    assert_eq!(output.ty, BlockType::Q4_0);
+    assert_eq!(output.data, (32..68).collect::<Vec<u8>>());
+    let names: Vec<&str> = file.tensors().map(|tensor| tensor.name).collect();
+    assert_eq!(names, ["norm.weight", "output.weight"]);
+}
+
+#[test]
+fn the_alignment_of_the_file_is_honoured() {
+    let mut file = good().with_key("general.alignment", U32, &64u32.to_le_bytes());
+    file.alignment = 64;
+    file.tensors[1].offset = 64;
+    file.data.resize(100, 0);
+    assert_eq!(open(&file).require("output.weight").unwrap().data.len(), 36);
+    file.alignment = 16;
+    let mut file = file.with_key("general.alignment", U32, &16u32.to_le_bytes());
+    file.tensors[1].offset = 16;
+    file.data.truncate(52);
+    assert_eq!(open(&file).require("output.weight").unwrap().data.len(), 36);
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let file = open(&good());
+    assert!(file.tensor("token_embd.weight").is_none());
+    let error = file.require("token_embd.weight").expect_err("missing");
+    assert_eq!(error.to_string(), "tensor token_embd.weight is missing");
+}
+
+#[test]
+fn a_type_without_kernels_is_refused_only_when_asked_for() {
+    let mut file = good();
+    file.tensors[1] = tensor("output.weight", &[256, 1], GGML_IQ2_XXS, 32);
+    file.data.resize(98, 0);
+    let file = open(&file);
+    let tensor = file.require("output.weight").unwrap();
+    let error = tensor.matrix().expect_err("no kernel");
+    assert!(matches!(&error, GgufError::NotRunnable { ty, .. } if *ty == tensor.ty));
+    assert_eq!(
+        error.to_string(),
+        "tensor output.weight is stored as IQ2_XXS, which cannot be run yet"
+    );
+}
+
+#[test]
+fn a_vector_is_no_matrix_and_a_matrix_no_vector() {
+    let file = open(&good());
+    let error = file.require("norm.weight").unwrap().matrix().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensor norm.weight has shape [4], a matrix is expected"
+    );
+    let error = file.require("output.weight").unwrap().vector_f32();
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "tensor output.weight has shape [32, 2], a vector is expected"
+    );
+}
+
+#[test]
+fn a_file_on_disk_is_mapped() {
+    let path = std::env::temp_dir().join(format!("realm-weights-{}.gguf", std::process::id()));
+    std::fs::write(&path, good().bytes()).unwrap();
+    let file = Gguf::open(&path);
+    std::fs::remove_file(&path).unwrap();
+    let file = file.unwrap();
+    assert_eq!(file.file_bytes(), good().bytes().len() as u64);
+    assert_eq!(file.require("output.weight").unwrap().data.len(), 36);
+}
