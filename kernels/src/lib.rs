@@ -1,1 +1,5 @@
 //! Numeric operations of Realm: block formats, reference operations and CPU kernels.
+
+pub mod quant;
+
+pub use quant::{BlockType, MatrixView};
