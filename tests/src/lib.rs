@@ -6,5 +6,6 @@
 pub mod http;
 pub mod metrics;
 pub mod paths;
+pub mod python;
 pub mod server;
 pub mod socket;

@@ -1,0 +1,198 @@
+//! `kill -9` at random points during uploads: whatever was acknowledged is there and intact after the restart.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use realm_tests::paths;
+use realm_tests::server::{DataDir, Server, chat_body};
+use sha2::{Digest, Sha256};
+use std::time::{Duration, Instant};
+
+const KILLS: u32 = 16;
+/// The kill falls at a random moment of this span after the first upload began.
+const KILL_AFTER_MS_MAX: u64 = 900;
+const SEED: u64 = 0x5eed_0002;
+const TENANT: &str = "acme";
+
+/// An upload the server said yes to.
+struct Acknowledged {
+    workflow: String,
+    version: u64,
+    digest: String, // sha256 of what was sent, in hex
+}
+
+#[test]
+fn no_acknowledged_upload_is_lost_when_the_process_is_killed() -> Result<()> {
+    let component = paths::prebuilt("passthrough")?;
+    let data = DataDir::new()?;
+    let mut random = Random(SEED);
+    let mut acknowledged: Vec<Acknowledged> = Vec::new();
+    let mut active = None; // the version whose activation was acknowledged last
+    let mut serial = 0;
+
+    let mut server = Server::start_with(data.clone(), &[])?;
+    let key = server.tenant(TENANT)?.key;
+    for round in 0..KILLS {
+        let kill_at = Instant::now() + Duration::from_millis(random.below(KILL_AFTER_MS_MAX));
+        std::thread::scope(|scope| -> Result<()> {
+            let uploads = scope.spawn(|| upload_until_refused(&server, &component, &mut serial));
+            std::thread::sleep(kill_at.saturating_duration_since(Instant::now()));
+            server.signal("KILL")?;
+            let (said_yes, activated) = uploads.join().expect("no panic while uploading");
+            acknowledged.extend(said_yes);
+            active = activated.or(active.take());
+            Ok(())
+        })?;
+        server.kill()?; // already dead: this reaps it
+        server = Server::start_with(data.clone(), &[])?;
+        check_all(&server, &acknowledged)
+            .with_context(|| format!("after kill {round}, seed {SEED:#x}"))?;
+        if let Some((workflow, version)) = &active {
+            let listed = server
+                .admin()
+                .get(&format!("/admin/v1/tenants/{TENANT}/workflows"))?
+                .ok()?;
+            let found = listed_workflow(&listed, workflow)
+                .with_context(|| format!("{workflow} in {listed}"))?;
+            assert!(
+                found["active"].as_u64() >= Some(*version),
+                "version {version} was made active: {found}"
+            );
+            let reply = server
+                .http(Some(&key))
+                .post("/v1/chat/completions", &chat_body(workflow, "Hello", 2))?;
+            reply
+                .ok()
+                .with_context(|| format!("calling {workflow} after kill {round}"))?;
+        }
+    }
+    println!(
+        "{KILLS} kills, {} uploads acknowledged of {serial} begun, none lost",
+        acknowledged.len()
+    );
+    ensure!(
+        acknowledged.len() >= KILLS as usize / 2,
+        "the kills left too few uploads to mean anything"
+    );
+    call_every_version(&server, &key, &acknowledged)
+}
+
+/// Uploads and activates new versions one after the other until the server is gone.
+fn upload_until_refused(
+    server: &Server,
+    component: &[u8],
+    serial: &mut u32,
+) -> (Vec<Acknowledged>, Option<(String, u64)>) {
+    let (mut said_yes, mut active) = (Vec::new(), None);
+    loop {
+        *serial += 1;
+        let workflow = format!("flow-{}", *serial % 3);
+        let wasm = with_custom_section(component, &serial.to_le_bytes());
+        let Ok(Ok(made)) = server
+            .upload(TENANT, &workflow, &wasm)
+            .map(|reply| reply.ok())
+        else {
+            return (said_yes, active);
+        };
+        let version = made["version"]
+            .as_u64()
+            .expect("an acknowledgement names its version");
+        said_yes.push(Acknowledged {
+            workflow: workflow.clone(),
+            version,
+            digest: hex(&wasm),
+        });
+        let path = format!("/admin/v1/tenants/{TENANT}/workflows/{workflow}/activate");
+        if let Ok(reply) = server
+            .admin()
+            .post(&path, &serde_json::json!({"version": version}))
+            && reply.status < 300
+        {
+            active = Some((workflow, version));
+        }
+    }
+}
+
+/// Every acknowledged version is listed with its digest, and its bytes on the disk have that digest.
+fn check_all(server: &Server, acknowledged: &[Acknowledged]) -> Result<()> {
+    let listed = server
+        .admin()
+        .get(&format!("/admin/v1/tenants/{TENANT}/workflows"))?
+        .ok()?;
+    for upload in acknowledged {
+        let workflow = listed_workflow(&listed, &upload.workflow)
+            .with_context(|| format!("{}", upload.workflow))?;
+        let versions = workflow["versions"]
+            .as_array()
+            .context("a workflow lists its versions")?;
+        let version = versions
+            .iter()
+            .find(|version| version["version"] == upload.version);
+        let version = version
+            .with_context(|| format!("{} version {} is lost", upload.workflow, upload.version))?;
+        assert_eq!(
+            version["digest"], upload.digest,
+            "{} version {}",
+            upload.workflow, upload.version
+        );
+        let blob = server
+            .data()
+            .path()
+            .join("blobs")
+            .join(format!("{}.wasm", upload.digest));
+        let bytes = std::fs::read(&blob).with_context(|| format!("{}", blob.display()))?;
+        assert_eq!(hex(&bytes), upload.digest, "{} is spoilt", blob.display());
+    }
+    Ok(())
+}
+
+/// Activates and calls every version: what is listed also runs.
+fn call_every_version(server: &Server, key: &str, acknowledged: &[Acknowledged]) -> Result<()> {
+    let http = server.http(Some(key));
+    for Acknowledged {
+        workflow, version, ..
+    } in acknowledged
+    {
+        let path = format!("/admin/v1/tenants/{TENANT}/workflows/{workflow}/activate");
+        server
+            .admin()
+            .post(&path, &serde_json::json!({"version": version}))?
+            .ok()?;
+        let reply = http.post("/v1/chat/completions", &chat_body(workflow, "Hello", 1))?;
+        reply
+            .ok()
+            .with_context(|| format!("calling {workflow} version {version}"))?;
+    }
+    Ok(())
+}
+
+fn listed_workflow<'a>(listed: &'a serde_json::Value, name: &str) -> Option<&'a serde_json::Value> {
+    let list = listed["workflows"]
+        .as_array()
+        .or_else(|| listed.as_array())?;
+    list.iter().find(|workflow| workflow["name"] == name)
+}
+
+/// The same component with other bytes: a custom section at the end changes the digest and nothing else.
+fn with_custom_section(component: &[u8], content: &[u8; 4]) -> Vec<u8> {
+    let mut wasm = component.to_vec();
+    wasm.extend([0, 6, 1, b'n']); // section id, size in bytes, length of the name, the name
+    wasm.extend(content);
+    wasm
+}
+
+fn hex(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// splitmix64: the same kills every time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+}

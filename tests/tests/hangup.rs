@@ -1,0 +1,99 @@
+//! The two ways a stream ends early: the client leaves, or the server is told to stop.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use realm_tests::server::{MODEL, Server, chat_body};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A stream long enough not to end by itself while the test looks.
+fn long_stream() -> Value {
+    let mut body = chat_body(
+        MODEL,
+        "Write a very long story about a lighthouse keeper and the sea.",
+        1500,
+    );
+    body["stream"] = json!(true);
+    body["logit_bias"] = json!({"2": -100}); // never ends its turn
+    body
+}
+
+#[test]
+fn a_client_that_hangs_up_frees_its_blocks() -> Result<()> {
+    let mut server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    server.until_idle()?;
+    let mut streams = (0..3)
+        .map(|_| tenant.http.stream("/v1/chat/completions", &long_stream()))
+        .collect::<Result<Vec<_>>>()?;
+    for stream in &mut streams {
+        for _ in 0..3 {
+            stream.next().context("the stream goes on")??;
+        }
+    }
+    let running = server.until("three sequences run", |metrics| {
+        metrics.sum("realm_sequences_running") == Some(3.0)
+    })?;
+    assert!(running.kv_blocks_held()? > 0.0);
+    drop(streams);
+    server.until_idle()?;
+    let tokens = server
+        .metrics()?
+        .sum("realm_tokens_completion_total")
+        .context("tokens are counted")?;
+    assert!(
+        tokens < 3.0 * 1000.0,
+        "generation was cancelled and not finished: {tokens} tokens"
+    );
+    assert!(server.is_alive()?);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_hangs_up_before_a_whole_answer_frees_its_blocks() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let mut body = long_stream();
+    body["stream"] = json!(false);
+    let mut connection = std::net::TcpStream::connect(server.url().trim_start_matches("http://"))?;
+    let body = body.to_string();
+    std::io::Write::write_all(
+        &mut connection,
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            tenant.key,
+            body.len()
+        )
+        .as_bytes(),
+    )?;
+    server.until("the sequence runs", |metrics| {
+        metrics.sum("realm_sequences_running") == Some(1.0)
+    })?;
+    drop(connection);
+    server.until_idle()
+}
+
+#[test]
+fn a_server_told_to_stop_finishes_the_stream_in_flight_and_exits_with_zero() -> Result<()> {
+    let mut server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let mut body = chat_body(MODEL, "Tell me about the history of Rome.", 64);
+    let whole = tenant.http.post("/v1/chat/completions", &body)?.ok()?;
+    body["stream"] = json!(true);
+    let mut stream = tenant.http.stream("/v1/chat/completions", &body)?;
+    let first = stream.next().context("the stream begins")??;
+    server.signal("TERM")?;
+    let text = realm_tests::http::delta_text(&first)? + &stream.text()?;
+    assert_eq!(
+        whole["choices"][0]["message"]["content"], text,
+        "the stream in flight is drained"
+    );
+    let status = server.wait(Duration::from_secs(20))?;
+    ensure!(status.code() == Some(0), "the server ended with {status}");
+    assert!(
+        tenant.http.get("/health").is_err(),
+        "nobody listens any more"
+    );
+    Ok(())
+}
