@@ -43,12 +43,14 @@ impl Description {
     /// Exports a function. Names are `[A-Za-z_][A-Za-z0-9_]*`; `parameters` is a JSON Schema.
     #[must_use]
     pub fn function(mut self, name: &str, description: &str, parameters: Value) -> Description {
-        self.functions.push(json!({"name": name, "description": description, "parameters": parameters}));
+        self.functions
+            .push(json!({"name": name, "description": description, "parameters": parameters}));
         self
     }
 
     pub(crate) fn to_json(&self) -> String {
-        json!({"chat": self.chat, "completion": self.completion, "functions": self.functions}).to_string()
+        json!({"chat": self.chat, "completion": self.completion, "functions": self.functions})
+            .to_string()
     }
 }
 
@@ -58,7 +60,10 @@ mod tests {
 
     #[test]
     fn a_description_is_the_document_the_contract_names() {
-        let text = Description::new().chat().function("f", "d", serde_json::json!({})).to_json();
+        let text = Description::new()
+            .chat()
+            .function("f", "d", serde_json::json!({}))
+            .to_json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["chat"], true);
         assert_eq!(value["completion"], false);

@@ -106,7 +106,10 @@ impl Run {
     /// # Errors
     /// `Invalid` names the setting that is wrong; `Overloaded` when the host's queue is full.
     pub fn start(jobs: &[(&Sequence, &Policy)]) -> Result<Run, Error> {
-        let jobs: Vec<_> = jobs.iter().map(|(sequence, policy)| (&sequence.0, &policy.0)).collect();
+        let jobs: Vec<_> = jobs
+            .iter()
+            .map(|(sequence, policy)| (&sequence.0, &policy.0))
+            .collect();
         generation::Run::start(&jobs).map(Run)
     }
 

@@ -48,7 +48,8 @@ pub use bindings::realm::host::exchange::Kind;
 pub use bindings::realm::llm::generation::{Event, Finish};
 pub use bindings::realm::llm::model::Facts;
 pub use bindings::realm::llm::types::{
-    Alternative, Error, Message, Retry, Role, StopReason, Token, TokenLogprob, Tool, ToolCall, Usage,
+    Alternative, Error, Message, Retry, Role, StopReason, Token, TokenLogprob, Tool, ToolCall,
+    Usage,
 };
 pub use describe::Description;
 pub use exchange::{Reply, Request};
@@ -90,7 +91,7 @@ macro_rules! workflow {
                 }
             }
 
-            $crate::export::export_workflow!(Exported with_types_in $crate::export);
+    $crate::export::export_workflow!(Exported with_types_in $crate::export);
         };
     };
 }

@@ -23,5 +23,7 @@ pub fn warn(message: &str) {
 /// Sends panics to the log, because a component without WASI has no stderr to show them on.
 pub(crate) fn panics() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| std::panic::set_hook(Box::new(|panic| write(Level::Error, &panic.to_string()))));
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|panic| write(Level::Error, &panic.to_string())))
+    });
 }

@@ -41,7 +41,12 @@ impl Model {
     ///
     /// # Errors
     /// `Invalid` when the template refuses the messages.
-    pub fn render(&self, messages: &[Message], tools: &[Tool], open_turn: bool) -> Result<Vec<Token>, Error> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        open_turn: bool,
+    ) -> Result<Vec<Token>, Error> {
         self.0.render(messages, tools, open_turn)
     }
 

@@ -4,7 +4,9 @@
 //! object after a few tries is an error the caller can tell from an answer, never a made-up value.
 
 use realm_guest::json::{Map, Value, from_str, json};
-use realm_guest::{Description, Error, Kind, Message, Model, Reply, Request, Role, Run, Workflow, log};
+use realm_guest::{
+    Description, Error, Kind, Message, Model, Reply, Request, Role, Run, Workflow, log,
+};
 
 const TRIES: u32 = 3;
 const FIELDS_MAX: usize = 32;
@@ -36,7 +38,9 @@ impl Workflow for Extract {
 
     fn handle(request: Request, reply: Reply) -> Result<(), Error> {
         if request.kind() != Kind::Function || request.function_name() != "extract" {
-            return Err(Error::Unsupported("this workflow exports one function, extract".into()));
+            return Err(Error::Unsupported(
+                "this workflow exports one function, extract".into(),
+            ));
         }
         let (text, fields) = parameters(&request.parameters()?)?;
         let model = Model::open(&request.model())?;
@@ -60,27 +64,41 @@ impl Workflow for Extract {
             if let Some(object) = first_object(&answer) {
                 return reply.json(&Value::Object(only(object, &fields)));
             }
-            log::warn(&format!("try {} of {TRIES} is no JSON object: {answer:?}", attempt + 1));
+            log::warn(&format!(
+                "try {} of {TRIES} is no JSON object: {answer:?}",
+                attempt + 1
+            ));
         }
-        Err(Error::Unsupported(format!("the model wrote no JSON object in {TRIES} tries")))
+        Err(Error::Unsupported(format!(
+            "the model wrote no JSON object in {TRIES} tries"
+        )))
     }
 }
 
 /// The checked parameters: the text and at least one field.
 fn parameters(value: &Value) -> Result<(String, Vec<String>), Error> {
-    let text = value["text"].as_str().ok_or_else(|| Error::invalid_because("text: a string is required"))?;
-    let fields: Option<Vec<String>> = value["fields"]
-        .as_array()
-        .and_then(|fields| fields.iter().map(|field| field.as_str().map(str::to_owned)).collect());
+    let text = value["text"]
+        .as_str()
+        .ok_or_else(|| Error::invalid_because("text: a string is required"))?;
+    let fields: Option<Vec<String>> = value["fields"].as_array().and_then(|fields| {
+        fields
+            .iter()
+            .map(|field| field.as_str().map(str::to_owned))
+            .collect()
+    });
     match fields {
         // A name with a quote in it would end the string that the prompt begins the answer with.
         Some(fields)
             if (1..=FIELDS_MAX).contains(&fields.len())
-                && fields.iter().all(|field| !field.is_empty() && !field.contains(['"', '\\', '\n'])) =>
+                && fields
+                    .iter()
+                    .all(|field| !field.is_empty() && !field.contains(['"', '\\', '\n'])) =>
         {
             Ok((text.to_owned(), fields))
         }
-        _ => Err(Error::invalid_because(format!("fields: 1 to {FIELDS_MAX} plain names are required"))),
+        _ => Err(Error::invalid_because(format!(
+            "fields: 1 to {FIELDS_MAX} plain names are required"
+        ))),
     }
 }
 
@@ -90,7 +108,13 @@ fn user(text: &str, fields: &[String]) -> Message {
          for a key the text says nothing about. Return only the JSON.",
         fields.join(", ")
     );
-    Message { role: Role::User, content, name: None, tool_call_id: None, tool_calls: Vec::new() }
+    Message {
+        role: Role::User,
+        content,
+        name: None,
+        tool_call_id: None,
+        tool_calls: Vec::new(),
+    }
 }
 
 /// The JSON object `text` begins with, whatever the model wrote after it.
@@ -101,7 +125,10 @@ fn first_object(text: &str) -> Option<Map<String, Value>> {
 
 /// The fields asked for and no others.
 fn only(mut object: Map<String, Value>, fields: &[String]) -> Map<String, Value> {
-    fields.iter().map(|field| (field.clone(), object.remove(field).unwrap_or(Value::Null))).collect()
+    fields
+        .iter()
+        .map(|field| (field.clone(), object.remove(field).unwrap_or(Value::Null)))
+        .collect()
 }
 
 realm_guest::workflow!(Extract);

@@ -5,8 +5,8 @@
 
 use realm_guest::json::json;
 use realm_guest::{
-    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Role, Run, StopReason, Token,
-    Workflow,
+    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Role, Run,
+    StopReason, Token, Workflow,
 };
 
 const DEFAULT_N: u32 = 4;
@@ -57,17 +57,30 @@ impl Workflow for BestOfN {
 /// The function's own parameters instead of a client's chat.
 fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error> {
     let parameters = request.parameters()?;
-    let prompt = parameters["prompt"].as_str().ok_or_else(|| Error::invalid_because("prompt: a string is required"))?;
+    let prompt = parameters["prompt"]
+        .as_str()
+        .ok_or_else(|| Error::invalid_because("prompt: a string is required"))?;
     let n = match parameters.get("n") {
         None => DEFAULT_N,
         Some(n) => match n.as_u64() {
             Some(n @ 1..=MAX_N) => n as u32,
-            _ => return Err(Error::invalid_because(format!("n: an integer from 1 to {MAX_N} is required"))),
+            _ => {
+                return Err(Error::invalid_because(format!(
+                    "n: an integer from 1 to {MAX_N} is required"
+                )));
+            }
         },
     };
-    let max_tokens = parameters["max_tokens"].as_u64().map_or(DEFAULT_MAX_TOKENS, |n| n.min(u32::MAX.into()) as u32);
-    let temperature = parameters["temperature"].as_f64().map_or(DEFAULT_TEMPERATURE, |value| value as f32);
-    let mut policy = request.policy().max_tokens(max_tokens).temperature(temperature);
+    let max_tokens = parameters["max_tokens"]
+        .as_u64()
+        .map_or(DEFAULT_MAX_TOKENS, |n| n.min(u32::MAX.into()) as u32);
+    let temperature = parameters["temperature"]
+        .as_f64()
+        .map_or(DEFAULT_TEMPERATURE, |value| value as f32);
+    let mut policy = request
+        .policy()
+        .max_tokens(max_tokens)
+        .temperature(temperature);
     if let Some(seed) = parameters["seed"].as_u64() {
         policy = policy.seed(seed);
     }
@@ -82,7 +95,11 @@ fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error
     let candidates = candidates(model, &model.render(&[message], &[], true)?, n, &policy)?;
     let scores: Vec<f32> = candidates.iter().map(Candidate::mean_logprob).collect();
     let best = best_of(candidates)?;
-    let text: String = best.events.iter().map(|event| event.text.as_str()).collect();
+    let text: String = best
+        .events
+        .iter()
+        .map(|event| event.text.as_str())
+        .collect();
     reply.json(&json!({"text": text, "mean_logprob": best.mean_logprob(), "scores": scores}))
 }
 
@@ -97,12 +114,21 @@ struct Candidate {
 impl Candidate {
     /// Per token, so that a long answer is not punished for being long. An empty answer is the least likely.
     fn mean_logprob(&self) -> f32 {
-        if self.tokens == 0 { f32::MIN } else { self.logprob / self.tokens as f32 }
+        if self.tokens == 0 {
+            f32::MIN
+        } else {
+            self.logprob / self.tokens as f32
+        }
     }
 }
 
 /// Decodes `n` answers to one prompt in one batch.
-fn candidates(model: &Model, prompt: &[Token], n: u32, policy: &Policy) -> Result<Vec<Candidate>, Error> {
+fn candidates(
+    model: &Model,
+    prompt: &[Token],
+    n: u32,
+    policy: &Policy,
+) -> Result<Vec<Candidate>, Error> {
     let first = model.sequence()?;
     first.append(prompt)?;
     let mut sequences = Vec::new();
@@ -112,7 +138,10 @@ fn candidates(model: &Model, prompt: &[Token], n: u32, policy: &Policy) -> Resul
     sequences.push(first);
 
     let policy = policy.clone().logprobs(0);
-    let jobs: Vec<_> = sequences.iter().map(|sequence| (sequence, &policy)).collect();
+    let jobs: Vec<_> = sequences
+        .iter()
+        .map(|sequence| (sequence, &policy))
+        .collect();
     let run = Run::start(&jobs)?;
     let mut candidates: Vec<Candidate> = sequences.iter().map(|_| Candidate::default()).collect();
     while let Some(events) = run.next(u32::MAX)? {
@@ -123,7 +152,11 @@ fn candidates(model: &Model, prompt: &[Token], n: u32, policy: &Policy) -> Resul
                 _ => {}
             }
             let candidate = &mut candidates[event.job as usize];
-            candidate.logprob += event.logprobs.iter().map(|token| token.logprob).sum::<f32>();
+            candidate.logprob += event
+                .logprobs
+                .iter()
+                .map(|token| token.logprob)
+                .sum::<f32>();
             candidate.tokens += event.logprobs.len() as u32;
             candidate.events.push(event);
         }

@@ -14,7 +14,9 @@ impl Workflow for Passthrough {
 
     fn handle(request: Request, reply: Reply) -> Result<(), Error> {
         if request.kind() == Kind::Function {
-            return Err(Error::Unsupported("this workflow exports no functions".into()));
+            return Err(Error::Unsupported(
+                "this workflow exports no functions".into(),
+            ));
         }
         let model = Model::open(&request.model())?;
         let prompt = request.prompt()?;
@@ -35,7 +37,10 @@ impl Workflow for Passthrough {
             }
         }
         let policy = request.policy();
-        let jobs: Vec<_> = sequences.iter().map(|sequence| (sequence, &policy)).collect();
+        let jobs: Vec<_> = sequences
+            .iter()
+            .map(|sequence| (sequence, &policy))
+            .collect();
         reply.forward(Run::start(&jobs)?)?;
         Ok(())
     }
