@@ -4,6 +4,8 @@
 //! positions come from our own scheduler, which has already refused what does not fit; an executor still
 //! checks a batch before it touches memory and answers a bad one with an error instead of a panic.
 
+pub(crate) mod cpu;
+
 use thiserror::Error;
 
 /// One token to compute at one position of one sequence.

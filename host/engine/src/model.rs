@@ -1,0 +1,262 @@
+//! Model files made ready to run: hyperparameters, weights, KV cache and text model of one GGUF file.
+//!
+//! One architecture is one short file beside this one; what they share is in `graph.rs`. A file is refused when
+//! anything in it would not be used or cannot be run: a model that is almost computed gives wrong answers
+//! that look right.
+
+mod gemma3;
+mod graph;
+mod llama;
+mod text_source;
+
+use std::collections::TryReserveError;
+use std::sync::Arc;
+
+use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer};
+use realm_text::{TextError, TextModel};
+use realm_weights::{Gguf, GgufError};
+use thiserror::Error;
+
+use crate::executor::cpu::CpuExecutor;
+use crate::executor::{Executor, ModelFacts};
+pub(crate) use graph::{Graph, Scratch, Step};
+use graph::{Loader, Shape};
+
+/// `general.architecture` of every model that runs.
+const ARCHITECTURES: [&str; 2] = ["gemma3", "llama"];
+
+/// How much of the machine a model may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Threads that compute, the caller's included; 0 takes one per CPU the process may use.
+    pub threads: usize,
+    /// Bytes for keys and values; rounded down to whole blocks, over all layers.
+    pub kv_bytes_max: u64,
+    /// Longest sequence in tokens; `None` is the model's own limit, which also caps a larger value.
+    pub context_max: Option<u32>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> ModelOptions {
+        ModelOptions {
+            threads: 0,
+            kv_bytes_max: 1 << 30,
+            context_max: None,
+        }
+    }
+}
+
+/// Why a model cannot be run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A key or tensor is missing, of the wrong type, or of a type without kernels.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The tokenizer or chat template is not usable.
+    #[error("the tokenizer of the model")]
+    Text(#[from] TextError),
+    /// An architecture that is not written yet.
+    #[error("architecture {architecture} is not supported, only {}", ARCHITECTURES.join(", "))]
+    UnknownArchitecture {
+        /// `general.architecture` of the file.
+        architecture: String,
+    },
+    /// A value that contradicts another or makes no sense.
+    #[error("key {key} is {value}, {wanted} is expected")]
+    BadValue {
+        /// The metadata key.
+        key: String,
+        /// What it holds.
+        value: String,
+        /// What would be right.
+        wanted: String,
+    },
+    /// A feature of the architecture that is not written yet.
+    #[error("{feature} (key {key} is {value}) is not supported")]
+    Unsupported {
+        /// The metadata key that asks for it.
+        key: String,
+        /// What it holds.
+        value: String,
+        /// What it means.
+        feature: &'static str,
+    },
+    /// A tensor that does not fit the hyperparameters.
+    #[error("tensor {name} has shape {shape:?}, {expected:?} is expected")]
+    WrongShape {
+        /// The tensor.
+        name: String,
+        /// Its shape in the file, row length first.
+        shape: Vec<u64>,
+        /// The shape that the hyperparameters ask for.
+        expected: Vec<u64>,
+    },
+    /// Tensors that the architecture does not have: computing without them would be another model.
+    #[error("tensor {name} is not part of architecture {architecture} ({count} such tensors)")]
+    UnusedTensor {
+        /// The first of them.
+        name: String,
+        /// `general.architecture` of the file.
+        architecture: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// The tokenizer has ids for which the model has no embedding.
+    #[error("the tokenizer has {tokens} tokens, the embedding has {rows}")]
+    VocabularyMismatch {
+        /// Tokens in the tokenizer.
+        tokens: u32,
+        /// Rows of the embedding.
+        rows: u32,
+    },
+    /// The budget holds not even one block.
+    #[error(
+        "{kv_bytes_max} bytes of KV cache hold no block: one takes {block_bytes} bytes in this model"
+    )]
+    KvTooSmall {
+        /// The budget.
+        kv_bytes_max: u64,
+        /// Bytes of one block over all layers.
+        block_bytes: u64,
+    },
+    /// The machine does not give the memory.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// What it is for.
+        what: &'static str,
+        /// How much was asked.
+        bytes: u64,
+        /// The allocator's answer.
+        #[source]
+        source: TryReserveError,
+    },
+    /// The operating system gives no thread.
+    #[error("cannot start the engine's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Reads a model for the best instruction set of this CPU.
+///
+/// The executor owns its weights; the file is not needed after this returns.
+///
+/// # Errors
+/// [`LoadError`], naming the key or tensor.
+pub fn load(
+    gguf: Arc<Gguf>,
+    options: ModelOptions,
+) -> Result<(Box<dyn Executor>, ModelFacts, Arc<TextModel>), LoadError> {
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    load_on(Cpu::new(threads), &gguf, options)
+}
+
+/// [`load`] on a given CPU back end; its thread count replaces that of the options.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on(
+    cpu: Cpu,
+    gguf: &Gguf,
+    options: ModelOptions,
+) -> Result<(Box<dyn Executor>, ModelFacts, Arc<TextModel>), LoadError> {
+    // The text first: it is quick, and a file without a tokenizer is not worth repacking.
+    let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
+    let architecture = gguf.metadata().require_str("general.architecture")?;
+    let mut loader = Loader::new(gguf, &cpu, architecture);
+    let graph: Box<dyn Graph> = match architecture {
+        "gemma3" => Box::new(gemma3::Gemma3::load(&mut loader)?),
+        "llama" => Box::new(llama::Llama::load(&mut loader)?),
+        other => {
+            return Err(LoadError::UnknownArchitecture {
+                architecture: other.to_owned(),
+            });
+        }
+    };
+    loader.refuse_unused()?;
+    let shape = graph.shape().clone();
+    if text.vocab_size() > shape.vocab {
+        return Err(LoadError::VocabularyMismatch {
+            tokens: text.vocab_size(),
+            rows: shape.vocab,
+        });
+    }
+    let kv = kv_cache(&shape, options.kv_bytes_max)?;
+    let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
+    let executor = CpuExecutor::new(cpu, graph, kv.layers, kv.blocks, facts.context_length);
+    Ok((Box::new(executor), facts, Arc::new(text)))
+}
+
+/// Keys and values of all layers.
+struct KvCache {
+    layers: Vec<KvLayer>,
+    blocks: u32,
+}
+
+fn kv_cache(shape: &Shape, kv_bytes_max: u64) -> Result<KvCache, LoadError> {
+    /// An f16 key and an f16 value.
+    const BYTES: u64 = 2 * 2;
+    /// Slots (block times 16 plus offset) are u32.
+    const BLOCKS_MAX: u64 = u32::MAX as u64 / BLOCK_TOKENS as u64;
+    // All factors were held against tensors of the file, so the product is far from 2^64.
+    let layer_block_bytes =
+        shape.kv_heads as u64 * shape.head_dim as u64 * BLOCK_TOKENS as u64 * BYTES;
+    let block_bytes = layer_block_bytes * u64::from(shape.layers);
+    let blocks = (kv_bytes_max / block_bytes).min(BLOCKS_MAX);
+    if blocks == 0 {
+        return Err(LoadError::KvTooSmall {
+            kv_bytes_max,
+            block_bytes,
+        });
+    }
+    let bytes = blocks * block_bytes;
+    // Asked as one piece and given back: a budget beyond the machine becomes an error here, where an
+    // allocation that fails later would end the process.
+    let mut probe: Vec<u8> = Vec::new();
+    probe
+        .try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))
+        .map_err(|source| LoadError::OutOfMemory {
+            what: "the KV cache",
+            bytes,
+            source,
+        })?;
+    drop(probe);
+    let blocks = u32::try_from(blocks).expect("capped by BLOCKS_MAX");
+    let layers = (0..shape.layers)
+        .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim))
+        .collect();
+    Ok(KvCache { layers, blocks })
+}
+
+fn facts(
+    gguf: &Gguf,
+    architecture: &str,
+    shape: &Shape,
+    kv: &KvCache,
+    cpu: &Cpu,
+    context_max: Option<u32>,
+) -> Result<ModelFacts, LoadError> {
+    let name = gguf.metadata().str("general.name")?.unwrap_or(architecture);
+    let kv_tokens = kv.blocks * BLOCK_TOKENS as u32;
+    Ok(ModelFacts {
+        name: name.to_owned(),
+        architecture: architecture.to_owned(),
+        context_length: shape
+            .context
+            .min(context_max.unwrap_or(u32::MAX))
+            .min(kv_tokens),
+        vocab_size: shape.vocab,
+        layers: shape.layers,
+        parameters: gguf
+            .tensors()
+            .map(|tensor| tensor.shape.iter().product::<u64>())
+            .sum(),
+        file_bytes: gguf.file_bytes(),
+        kv_blocks: kv.blocks,
+        block_tokens: BLOCK_TOKENS as u32,
+        can_rewind: true,
+        isa: cpu.isa_name().to_owned(),
+    })
+}

@@ -1,0 +1,147 @@
+//! The two real models against float32 references: greedy continuations and the likelihood of a text.
+//!
+//! Activations are rounded to int8, so a greedy run may leave the reference, but only where the two best logits are
+//! close; the mean over a text averages rounding out and is held tighter.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Model, argmax, logprobs, model_path, threads};
+use realm_kernels::Cpu;
+use serde::Deserialize;
+
+const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const GEMMA3: &str = "gemma-3-270m-q4_k_m.gguf";
+
+/// A greedy run may leave the reference only at a step with a smaller gap.
+const GAP_MAX: f64 = 0.25;
+/// Tokens of one prefill step, as the engine would cut a long prompt.
+const CHUNK: usize = 96;
+
+#[derive(Deserialize)]
+struct Golden {
+    greedy: Vec<Greedy>,
+    score: Score,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+    #[serde(rename = "top1_minus_top2_logit")]
+    gaps: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Score {
+    ids: Vec<u32>,
+    mean_nll: f64,
+}
+
+fn golden(name: &str) -> Golden {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/golden")
+        .join(name);
+    let text = std::fs::read_to_string(&path).expect("the fixture is in the repository");
+    serde_json::from_str(&text).expect("the fixture is JSON")
+}
+
+fn table(model: &Model, tokens: usize) -> Vec<u32> {
+    let blocks = tokens.div_ceil(16) as u32;
+    assert!(blocks <= model.facts.kv_blocks);
+    (0..blocks).rev().collect()
+}
+
+fn check_greedy(model: &mut Model, golden: &Golden) {
+    for run in &golden.greedy {
+        let table = table(model, run.prompt_ids.len() + run.ids.len());
+        let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
+        let last = logits.last().expect("a prompt has tokens").clone();
+        let ids = model.greedy(&table, run.prompt_ids.len() as u32, last, run.ids.len());
+        let split = ids
+            .iter()
+            .zip(&run.ids)
+            .position(|(ours, theirs)| ours != theirs);
+        if let Some(step) = split {
+            let gap = run.gaps[step];
+            println!(
+                "{:?}: leaves the reference at step {step}, gap {gap:.3}",
+                run.prompt
+            );
+            assert!(
+                gap < GAP_MAX,
+                "{:?} leaves the reference at step {step}, where the gap is {gap:.3}",
+                run.prompt
+            );
+        }
+    }
+}
+
+fn mean_nll(model: &mut Model, score: &Score) -> f64 {
+    let table = table(model, score.ids.len());
+    let logits = model.prefill(&table, &score.ids, CHUNK);
+    let nll = logits.iter().zip(&score.ids[1..]);
+    let sum: f64 = nll
+        .map(|(logits, next)| -logprobs(logits)[*next as usize])
+        .sum();
+    sum / (score.ids.len() - 1) as f64
+}
+
+#[track_caller]
+fn check(file: &str, fixture: &str) {
+    let golden = golden(fixture);
+    let mut model = Model::open(&model_path(file), Cpu::new(threads()));
+    let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
+    println!("{file}: mean NLL off by {off:+.5}");
+    assert!(off.abs() < 0.02, "mean NLL is off by {off}");
+    check_greedy(&mut model, &golden);
+}
+
+#[track_caller]
+fn check_exact(file: &str, fixture: &str) {
+    let golden = golden(fixture);
+    let cpu = Cpu::with_exact_activations(threads());
+    let mut model = Model::open(&model_path(file), cpu);
+    let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
+    println!("{file}, exact activations: mean NLL off by {off:+.6}");
+    assert!(off.abs() < 0.002, "mean NLL is off by {off}");
+}
+
+#[test]
+fn smollm2_agrees_with_float32() {
+    check(SMOLLM2, "smollm2.json");
+}
+
+#[test]
+fn gemma3_agrees_with_float32() {
+    check(GEMMA3, "gemma3.json");
+}
+
+#[test]
+fn smollm2_with_exact_activations_agrees_closely() {
+    check_exact(SMOLLM2, "smollm2.json");
+}
+
+#[test]
+fn gemma3_with_exact_activations_agrees_closely() {
+    check_exact(GEMMA3, "gemma3.json");
+}
+
+#[test]
+fn smollm2_knows_the_capital_of_france() {
+    let golden = golden("smollm2.json");
+    let mut model = Model::open(&model_path(SMOLLM2), Cpu::new(threads()));
+    let run = golden
+        .greedy
+        .iter()
+        .find(|run| run.prompt.contains("France"));
+    let run = run.expect("the fixture asks it");
+    let table = table(&model, run.prompt_ids.len() + 1);
+    let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
+    assert_eq!(
+        Some(&argmax(logits.last().expect("a prompt"))),
+        run.ids.first()
+    );
+}

@@ -1,0 +1,554 @@
+//! Tiny models of every architecture and quantisation against float32 references, fed in every way an engine may:
+//! at once, in chunks, token by token, and side by side in one ragged batch.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{Model, Piece, argmax, logprobs, threads};
+use realm_engine::model::{LoadError, ModelOptions, load, load_on};
+use realm_engine::{BatchRow, ExecutorError, Gguf, StepBatch};
+use realm_kernels::Cpu;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Zoo {
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    ids: Vec<u32>,
+    argmax: Vec<u32>,
+    argmax_gap: Vec<f64>,
+    next_logprob: Vec<f64>,
+    mean_nll: f64,
+    last: Last,
+    greedy: Greedy,
+}
+
+#[derive(Deserialize)]
+struct Last {
+    ids: Vec<u32>,
+    logprobs: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    ids: Vec<u32>,
+    gaps: Vec<f64>,
+}
+
+/// How close to be.
+struct Tolerance {
+    worst: f64,    // of any log-probability
+    mean: f64,     // over all of them
+    mean_nll: f64, // of a prompt
+    gap: f64,      // arg-max and greedy ids are equal where the two best logits are further apart
+}
+
+/// Float weights are multiplied with f32 activations; K and V are rounded to f16.
+const FLOAT: Tolerance = Tolerance {
+    worst: 0.02,
+    mean: 0.004,
+    mean_nll: 0.004,
+    gap: 0.05,
+};
+
+/// Quantised weights with int8 activations.
+const QUANTISED: Tolerance = Tolerance {
+    worst: 0.5,
+    mean: 0.09,
+    mean_nll: 0.04,
+    gap: 0.4,
+};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo")
+}
+
+fn zoo(name: &str) -> Zoo {
+    let path = folder().join(format!("{name}.json"));
+    let text = std::fs::read_to_string(path).expect("the fixture is in the repository");
+    serde_json::from_str(&text).expect("the fixture is JSON")
+}
+
+fn open(name: &str, cpu: Cpu) -> Model {
+    Model::open(&folder().join(format!("{name}.gguf")), cpu)
+}
+
+/// Two sequences whose blocks are scattered and interleaved.
+const TABLES: [[u32; 8]; 2] = [[11, 2, 9, 4, 7, 6, 5, 8], [3, 10, 1, 12, 15, 0, 13, 14]];
+
+/// Every way of feeding gives the same bits; the result agrees with the reference.
+#[track_caller]
+fn check(name: &str, tolerance: &Tolerance, cpu: Cpu) {
+    let zoo = zoo(name);
+    let mut model = open(name, cpu);
+    let mut worst = 0.0f64;
+    let (mut sum, mut count) = (0.0, 0);
+    for (prompt, table) in zoo.prompts.iter().zip(&TABLES) {
+        let whole = model.prefill(table, &prompt.ids, prompt.ids.len());
+        let mut nll = 0.0;
+        for (position, logits) in whole.iter().enumerate() {
+            let ours = logprobs(logits);
+            if prompt.argmax_gap[position] > tolerance.gap {
+                assert_eq!(
+                    argmax(logits),
+                    prompt.argmax[position],
+                    "position {position}"
+                );
+            }
+            if let Some(expected) = prompt.next_logprob.get(position) {
+                let next = prompt.ids[position + 1] as usize;
+                nll -= ours[next];
+                let off = (ours[next] - expected).abs();
+                worst = worst.max(off);
+                sum += off;
+                count += 1;
+            }
+        }
+        let last = logprobs(whole.last().expect("a prompt has tokens"));
+        for (id, expected) in prompt.last.ids.iter().zip(&prompt.last.logprobs) {
+            let off = (last[*id as usize] - expected).abs();
+            worst = worst.max(off);
+            sum += off;
+            count += 1;
+        }
+        let nll_off = nll / (prompt.ids.len() - 1) as f64 - prompt.mean_nll;
+        println!("{name}: mean NLL off by {nll_off:+.5}");
+        assert!(
+            nll_off.abs() < tolerance.mean_nll,
+            "mean NLL is off by {nll_off}"
+        );
+        check_greedy(&mut model, prompt, table, &whole, tolerance);
+    }
+    let mean = sum / f64::from(count);
+    println!("{name}: log-probabilities off by {worst:.5} at worst, {mean:.5} on average");
+    assert!(worst < tolerance.worst, "off by {worst}");
+    assert!(mean < tolerance.mean, "off by {mean} on average");
+    check_feeding(&mut model, &zoo);
+}
+
+fn check_greedy(
+    model: &mut Model,
+    prompt: &Prompt,
+    table: &[u32],
+    whole: &[Vec<f32>],
+    tolerance: &Tolerance,
+) {
+    let last = whole.last().expect("a prompt has tokens").clone();
+    let expected = &prompt.greedy;
+    let ids = model.greedy(table, prompt.ids.len() as u32, last, expected.ids.len());
+    let split = ids
+        .iter()
+        .zip(&expected.ids)
+        .position(|(ours, theirs)| ours != theirs);
+    if let Some(step) = split {
+        let gap = expected.gaps[step];
+        println!("leaves the reference at step {step}, gap {gap:.3}");
+        assert!(
+            gap <= tolerance.gap,
+            "leaves the reference at step {step}, gap {gap}"
+        );
+    }
+}
+
+/// Chunks, single tokens, other blocks and company in the batch change no bit of the logits.
+fn check_feeding(model: &mut Model, zoo: &Zoo) {
+    let [short, long] = [&zoo.prompts[0].ids, &zoo.prompts[1].ids];
+    let whole = [
+        model.prefill(&TABLES[0], short, short.len()),
+        model.prefill(&TABLES[1], long, long.len()),
+    ];
+    for piece in [1, 2, 5, 16, 17, 33] {
+        assert!(
+            model.prefill(&TABLES[0], short, piece) == whole[0],
+            "pieces of {piece}"
+        );
+        assert!(
+            model.prefill(&TABLES[1], long, piece) == whole[1],
+            "pieces of {piece}"
+        );
+    }
+    assert!(
+        model.prefill(&TABLES[0], long, long.len()) == whole[1],
+        "other blocks"
+    );
+
+    let together = model.step(&[
+        Piece {
+            table: &TABLES[0],
+            start: 0,
+            tokens: short,
+        },
+        Piece {
+            table: &TABLES[1],
+            start: 0,
+            tokens: long,
+        },
+    ]);
+    assert!(together[..short.len()] == whole[0], "side by side");
+    assert!(together[short.len()..] == whole[1], "side by side");
+
+    // The short prompt decodes token by token beside chunks of the long one, as in a busy engine.
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for (index, tokens) in long.chunks(7).enumerate() {
+        let start = index * 7;
+        let beside = Piece {
+            table: &TABLES[1],
+            start: start as u32,
+            tokens,
+        };
+        let mut pieces = vec![beside];
+        if index < short.len() {
+            pieces.push(Piece {
+                table: &TABLES[0],
+                start: index as u32,
+                tokens: &short[index..index + 1],
+            });
+        }
+        let mut logits = model.step(&pieces);
+        first.extend(logits.split_off(tokens.len()));
+        second.extend(logits);
+    }
+    assert!(first == whole[0][..first.len()], "decode beside prefill");
+    assert!(second == whole[1], "prefill beside decode");
+}
+
+macro_rules! zoo_tests {
+    ($($test:ident: $name:literal, $tolerance:ident;)*) => {
+        $(
+            #[test]
+            fn $test() {
+                check($name, &$tolerance, Cpu::new(threads()));
+            }
+        )*
+    };
+}
+
+zoo_tests! {
+    llama_agrees_with_float32: "llama", FLOAT;
+    llama3_rope_agrees_with_float32: "llama3-rope", FLOAT;
+    mistral_head_dim_agrees_with_float32: "mistral-headdim", FLOAT;
+    gemma3_agrees_with_float32: "gemma3", FLOAT;
+    q4_0_agrees_with_float32: "llama-q4_0", QUANTISED;
+    q4_1_agrees_with_float32: "llama-q4_1", QUANTISED;
+    q5_0_agrees_with_float32: "llama-q5_0", QUANTISED;
+    q5_1_agrees_with_float32: "llama-q5_1", QUANTISED;
+    q8_0_agrees_with_float32: "llama-q8_0", QUANTISED;
+    q4_k_agrees_with_float32: "llama-q4_k", QUANTISED;
+    q5_k_agrees_with_float32: "llama-q5_k", QUANTISED;
+    q6_k_agrees_with_float32: "llama-q6_k", QUANTISED;
+    q4_k_m_agrees_with_float32: "llama-q4_k_m", QUANTISED;
+}
+
+/// With exact activations only the f16 cache rounds, whatever the weights are stored as.
+#[test]
+fn exact_activations_agree_closely_for_every_type() {
+    let types = [
+        "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "q4_k_m",
+    ];
+    for ty in types {
+        let cpu = Cpu::with_exact_activations(threads());
+        check(&format!("llama-{ty}"), &FLOAT, cpu);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for name in ["llama-q4_k_m", "gemma3"] {
+        let ids = &zoo(name).prompts[1].ids;
+        let one = open(name, Cpu::new(1)).prefill(&TABLES[0], ids, 40);
+        for threads in [2, 3, 5] {
+            let many = open(name, Cpu::new(threads)).prefill(&TABLES[0], ids, 40);
+            assert!(one == many, "{name} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn rows_that_do_not_ask_get_no_logits() {
+    let mut model = open("llama", Cpu::new(threads()));
+    let ids = &zoo("llama").prompts[0].ids;
+    let whole = model.prefill(&TABLES[0], ids, ids.len());
+    let rows: Vec<BatchRow> = (0u32..)
+        .zip(ids)
+        .map(|(position, token)| BatchRow {
+            token: *token,
+            position,
+            table: 0,
+            logits: position == 3 || position == 23,
+            adapter: None,
+        })
+        .collect();
+    let mut logits = vec![7.0; 5];
+    let batch = StepBatch {
+        rows: &rows,
+        tables: &[&TABLES[0]],
+    };
+    model
+        .executor
+        .forward(&batch, &mut logits)
+        .expect("the batch fits");
+    assert!(logits == [&whole[3][..], &whole[23]].concat());
+}
+
+#[test]
+fn a_copied_block_carries_on_as_the_original() {
+    let mut model = open("gemma3", Cpu::new(threads()));
+    let ids = &zoo("gemma3").prompts[0].ids;
+    let whole = model.prefill(&TABLES[0], ids, ids.len());
+    // A fork after 20 tokens shares the full block and copies the open one.
+    model.prefill(&[0, 1], &ids[..20], 20);
+    model.executor.copy_block(1, 9);
+    let piece = |table| Piece {
+        table,
+        start: 20,
+        tokens: &ids[20..],
+    };
+    assert!(model.step(&[piece(&[0, 9])]) == whole[20..]);
+    assert!(model.step(&[piece(&[0, 1])]) == whole[20..]);
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused() {
+    let mut model = open("llama", Cpu::new(1));
+    let blocks = model.facts.kv_blocks;
+    let good = BatchRow {
+        token: 1,
+        position: 0,
+        table: 0,
+        logits: true,
+        adapter: None,
+    };
+    let mut refused = |row: BatchRow, table: &[u32]| {
+        let batch = StepBatch {
+            rows: &[row],
+            tables: &[table],
+        };
+        let mut logits = Vec::new();
+        let error = model
+            .executor
+            .forward(&batch, &mut logits)
+            .expect_err("a bad batch");
+        assert!(logits.is_empty());
+        error
+    };
+    assert_eq!(
+        refused(BatchRow { token: 512, ..good }, &[0]),
+        ExecutorError::TokenOutOfVocabulary {
+            row: 0,
+            token: 512,
+            vocab: 512
+        }
+    );
+    assert_eq!(
+        refused(
+            BatchRow {
+                position: 512,
+                ..good
+            },
+            &[0]
+        ),
+        ExecutorError::PositionOutOfContext {
+            row: 0,
+            position: 512,
+            context: 512
+        }
+    );
+    assert_eq!(
+        refused(
+            BatchRow {
+                position: 16,
+                ..good
+            },
+            &[0]
+        ),
+        ExecutorError::NoBlock {
+            row: 0,
+            position: 16,
+            table: 0
+        }
+    );
+    assert_eq!(
+        refused(BatchRow { table: 1, ..good }, &[0]),
+        ExecutorError::NoBlock {
+            row: 0,
+            position: 0,
+            table: 1
+        }
+    );
+    assert_eq!(
+        refused(good, &[blocks]),
+        ExecutorError::BlockOutOfCache {
+            table: 0,
+            block: blocks,
+            blocks
+        }
+    );
+    assert_eq!(
+        refused(
+            BatchRow {
+                adapter: Some(2),
+                ..good
+            },
+            &[0]
+        ),
+        ExecutorError::NoAdapter { row: 0, adapter: 2 }
+    );
+}
+
+#[test]
+fn the_kv_budget_and_the_options_bound_the_context() {
+    let gguf = Arc::new(Gguf::open(&folder().join("llama.gguf")).expect("a good file"));
+    // 2 KV heads of 32, K and V in f16, 16 tokens, in each of the layers.
+    let open = |kv_bytes_max, context_max| {
+        let options = ModelOptions {
+            threads: 1,
+            kv_bytes_max,
+            context_max,
+        };
+        load(gguf.clone(), options).map(|(_, facts, _)| facts)
+    };
+    let facts = open(1 << 20, None).expect("it fits");
+    let block_bytes = u64::from(facts.layers) * 2 * 32 * 2 * 2 * 16;
+    assert_eq!(u64::from(facts.kv_blocks), (1 << 20) / block_bytes);
+    assert_eq!(facts.context_length, (facts.kv_blocks * 16).min(512));
+    assert_eq!(
+        open(3 * block_bytes, None).expect("it fits").context_length,
+        48
+    );
+    assert_eq!(
+        open(1 << 24, Some(100)).expect("it fits").context_length,
+        100
+    );
+    assert_eq!(
+        open(1 << 24, Some(4096)).expect("it fits").context_length,
+        512
+    );
+    let error = open(block_bytes - 1, None).expect_err("too small");
+    assert!(
+        matches!(error, LoadError::KvTooSmall { block_bytes: needed, .. } if needed == block_bytes)
+    );
+    // More than the machine has: an error, not an abort.
+    let error = open(u64::MAX / 2, None).expect_err("too large");
+    assert!(matches!(error, LoadError::OutOfMemory { .. }), "{error}");
+}
+
+/// A zoo file with a u32 key more. A filler key keeps the data aligned.
+fn with_key(name: &str, key: &str, value: u32) -> Gguf {
+    let mut bytes = std::fs::read(folder().join(format!("{name}.gguf"))).expect("a fixture");
+    let keys = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+    let entry = |key: &str, ty: u32, value: &[u8]| {
+        let length = (key.len() as u64).to_le_bytes();
+        [&length, key.as_bytes(), &ty.to_le_bytes(), value].concat()
+    };
+    let mut added = entry(key, 4, &value.to_le_bytes());
+    let filler = 64 - (added.len() + entry("", 0, &[0]).len()) % 32;
+    added.extend(entry(&"f".repeat(filler), 0, &[0]));
+    assert!(added.len().is_multiple_of(32));
+    bytes[16..24].copy_from_slice(&(keys + 2).to_le_bytes());
+    bytes.splice(24..24, added);
+    Gguf::from_bytes(bytes).expect("still a good file")
+}
+
+/// The bytes of a zoo file with every `from` replaced by `to`, of the same length.
+fn patched(name: &str, from: &[u8], to: &[u8]) -> Gguf {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = std::fs::read(folder().join(format!("{name}.gguf"))).expect("a fixture");
+    let mut at = 0;
+    let mut found = false;
+    while let Some(next) = bytes[at..]
+        .windows(from.len())
+        .position(|window| window == from)
+    {
+        at += next;
+        bytes[at..at + to.len()].copy_from_slice(to);
+        found = true;
+    }
+    assert!(found, "{} is in {name}", String::from_utf8_lossy(from));
+    Gguf::from_bytes(bytes).expect("still a good file")
+}
+
+#[track_caller]
+fn refused(gguf: &Gguf, message: &str) {
+    let error = load_on(Cpu::new(1), gguf, ModelOptions::default());
+    assert_eq!(error.err().expect("it is refused").to_string(), message);
+}
+
+#[test]
+fn a_model_that_cannot_be_computed_is_refused_by_name() {
+    refused(
+        &patched(
+            "llama",
+            b"\x05\0\0\0\0\0\0\0llama",
+            b"\x05\0\0\0\0\0\0\0nosuc",
+        ),
+        "architecture nosuc is not supported, only gemma3, llama",
+    );
+    refused(
+        &patched("llama", b"blk.1.attn_k.", b"blk.1.attn_x."),
+        "tensor blk.1.attn_k.weight is missing",
+    );
+    refused(
+        &patched("llama", b"llama.block_count", b"llama.block_xount"),
+        "key llama.block_count is missing",
+    );
+    refused(
+        &with_key("llama", "llama.expert_count", 4),
+        "mixture of experts (key llama.expert_count is 4) is not supported",
+    );
+}
+
+#[test]
+fn a_tensor_nobody_would_use_is_refused() {
+    // With one layer fewer than the file has, the last layer's tensors are left over.
+    let count = |n: u8| [b"llama.block_count\x04\0\0\0".as_slice(), &[n, 0, 0, 0]].concat();
+    let mut bytes = std::fs::read(folder().join("llama.gguf")).expect("a fixture");
+    let prefix = &count(0)[..21];
+    let at = bytes
+        .windows(prefix.len())
+        .position(|window| window == prefix)
+        .expect("the key")
+        + 21;
+    bytes[at] -= 1;
+    let gguf = Gguf::from_bytes(bytes).expect("still a good file");
+    let error = load_on(Cpu::new(1), &gguf, ModelOptions::default())
+        .err()
+        .expect("refused");
+    assert!(
+        matches!(error, LoadError::UnusedTensor { count: 9, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn hyperparameters_that_contradict_the_tensors_are_refused() {
+    let set = |key: &str, from: u32, to: u32| {
+        let bytes =
+            |value: u32| [key.as_bytes(), &4u32.to_le_bytes(), &value.to_le_bytes()].concat();
+        patched("llama", &bytes(from), &bytes(to))
+    };
+    refused(
+        &set("llama.embedding_length", 256, 320),
+        "tensor blk.0.attn_norm.weight has shape [256], [320] is expected",
+    );
+    refused(
+        &set("llama.attention.head_count_kv", 2, 3),
+        "key llama.attention.head_count_kv is 3, a divisor of 8 heads is expected",
+    );
+    refused(
+        &set("llama.attention.head_count", 8, 0),
+        "key llama.attention.head_count is 0, a positive number is expected",
+    );
+    refused(
+        &set("llama.rope.dimension_count", 32, 34),
+        "key llama.rope.dimension_count is 34, an even number up to 32 is expected",
+    );
+    refused(
+        &set("llama.block_count", 4, u32::MAX),
+        "tensor blk.4.attn_norm.weight is missing",
+    );
+}
