@@ -1,8 +1,9 @@
-//! Crates point one way. `cargo tree` of every workspace crate must show exactly the edges of this table.
+//! Crates point one way: the dependency tree of the workspace must hold exactly the edges of this table.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
 use realm_tests::paths;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
@@ -83,55 +84,43 @@ fn the_dependency_tree_holds_the_allowed_edges_and_no_others() -> Result<()> {
     Ok(())
 }
 
-/// Every workspace crate with its direct dependencies, on every platform, build scripts included and tests not.
+/// Every workspace crate with its direct dependencies: depth one of `cargo tree`, build scripts included and tests not.
+/// Read from `cargo metadata --no-deps`, which shows every platform's edges and, unlike the tree command, needs none of
+/// the packages that other platforms would have to download.
 fn members() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(paths::repository())
         .args([
-            "tree",
-            "--workspace",
-            "--all-features",
-            "--target",
-            "all",
-            "--edges",
-            "normal,build",
-            "--locked",
-        ])
-        .args([
+            "metadata",
+            "--no-deps",
             "--offline",
-            "--depth",
+            "--format-version",
             "1",
-            "--prefix",
-            "depth",
-            "--format",
-            " {p}",
         ])
         .output()?;
     ensure!(
         output.status.success(),
-        "cargo tree: {}",
+        "cargo metadata: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut members = BTreeMap::new();
-    let mut current = String::new();
-    for line in String::from_utf8(output.stdout)?
-        .lines()
-        .filter(|line| !line.is_empty())
+    for package in metadata["packages"]
+        .as_array()
+        .context("metadata lists packages")?
     {
-        let (depth, package) = line
-            .split_once(' ')
-            .with_context(|| format!("tree line {line:?}"))?;
-        let name = package.split(' ').next().unwrap_or_default().to_owned();
-        if depth == "0" {
-            current.clone_from(&name);
-            members.entry(name).or_insert_with(BTreeSet::new);
-        } else {
-            members
-                .get_mut(&current)
-                .context("a dependency comes after its crate")?
-                .insert(name);
-        }
+        let name = package["name"].as_str().context("a package has a name")?;
+        let dependencies = package["dependencies"]
+            .as_array()
+            .context("a package lists its dependencies")?;
+        let direct = dependencies
+            .iter()
+            .filter(|dependency| dependency["kind"] != "dev");
+        let names = direct
+            .filter_map(|dependency| dependency["name"].as_str())
+            .map(str::to_owned);
+        members.insert(name.to_owned(), names.collect());
     }
     Ok(members)
 }

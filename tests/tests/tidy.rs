@@ -60,7 +60,9 @@ fn crates_without_a_reason_for_unsafe_forbid_it() -> Result<()> {
 
 #[test]
 fn unsafe_stays_where_it_may_be() -> Result<()> {
-    let forms = ["{", "fn", "impl", "extern", "trait"].map(|next| format!("unsafe {next}"));
+    // Written in two halves, so that this file does not find itself.
+    let forms = ["{", "fn", "impl", "extern", "trait"]
+        .map(|next| format!("{} {next}", concat!("un", "safe")));
     let mut outside = code_lines()?;
     outside.retain(|line| forms.iter().any(|form| line.code.contains(form)));
     // Test guests do what hostile tenants do.
@@ -76,7 +78,6 @@ fn unsafe_stays_where_it_may_be() -> Result<()> {
 
 #[test]
 fn nothing_is_left_undone_or_skipped() -> Result<()> {
-    // Written in two halves, so that this file does not find itself.
     let forms = [
         concat!("to", "do!("),
         concat!("unimple", "mented!("),
