@@ -1,1 +1,111 @@
 //! The sandbox: compiles, limits and runs tenant components; the only crate that names wasmtime.
+//!
+//! One store per call. A call ends by returning, by a limit or by being dropped, and then everything it held is gone:
+//! memory, sequences, KV blocks. Models are reached through `realm_engine::Client` and nothing else; what a component
+//! says about itself reaches the server through [`Hooks`].
+
+#![deny(unsafe_code)]
+
+mod bindings;
+mod compile_worker;
+mod component;
+mod config;
+mod cpu;
+mod describe;
+mod engine_config;
+mod error;
+mod imports;
+mod invocation;
+mod limits;
+mod log;
+mod request;
+mod state;
+mod tenant;
+mod validate;
+mod wasi;
+
+use component::Loader;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+pub use compile_worker::compile_worker_main;
+pub use component::{Artifact, Workflow};
+pub use config::{Compiler, SandboxConfig};
+pub use describe::{Description, FunctionDescription};
+pub use error::{CallError, GuestError, Rejected, SandboxError};
+pub use invocation::{Invocation, ReplyEvent};
+pub use limits::Limits;
+pub use log::LogLevel;
+pub use realm_engine as engine;
+pub use request::{Prompt, Request, RequestKind};
+pub use tenant::{ModelSet, Tenant, TenantMemory};
+
+/// What the sandbox asks of the server.
+pub trait Hooks: Send + Sync {
+    /// One line for the tenant's log: bounded, without control characters. Called on async tasks: must not block.
+    fn log(&self, tenant: &Tenant, workflow: &str, level: LogLevel, message: &str);
+}
+
+/// Runs components. Cloning is cheap and shares everything.
+#[derive(Clone)]
+pub struct Sandbox {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    loader: Loader,
+    config: SandboxConfig,
+    hooks: Arc<dyn Hooks>,
+    /// One permit per pool slot: a full pool is an answer at once and not a wait.
+    instances: Arc<Semaphore>,
+}
+
+impl Sandbox {
+    /// Reserves the instance pool and starts the thread that ticks CPU budgets.
+    ///
+    /// # Errors
+    /// When the limits contradict each other or the pool's address space cannot be had.
+    pub fn new(config: SandboxConfig, hooks: Arc<dyn Hooks>) -> Result<Sandbox, SandboxError> {
+        config.check()?;
+        let loader = Loader::new(&config)?;
+        engine_config::start_ticker(loader.engine(), Duration::from_millis(config.epoch_tick_ms))?;
+        let instances = Arc::new(Semaphore::new(config.instances_max as usize));
+        Ok(Sandbox { inner: Arc::new(Inner { loader, config, hooks, instances }) })
+    }
+
+    /// Validates a component and compiles it in a limited process of its own.
+    ///
+    /// # Errors
+    /// Everything is the uploader's to mend, except [`Rejected::Host`].
+    pub async fn compile(&self, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
+        component::compile(&self.inner.loader, &self.inner.config, wasm).await
+    }
+
+    /// Makes a compiled component ready to run. `name` stands in logs and errors.
+    ///
+    /// # Errors
+    /// When the artifact was not made by this sandbox configuration with this key, or is damaged.
+    pub fn load(&self, name: &str, artifact: &Artifact) -> Result<Workflow, SandboxError> {
+        self.inner.loader.load(name, artifact)
+    }
+
+    /// The name under which to keep the artifact of a component with this digest. It changes with everything that
+    /// makes old artifacts useless: the runtime's version, its settings and the processor.
+    pub fn artifact_key(&self, wasm_sha256: &str) -> String {
+        self.inner.loader.artifact_key(wasm_sha256)
+    }
+
+    /// Asks a component what it serves, within tight limits and without access to a model.
+    ///
+    /// # Errors
+    /// Those of a call; [`CallError::BadDescription`] when it answers with something else.
+    pub async fn describe(&self, workflow: &Workflow, tenant: &Tenant) -> Result<Description, CallError> {
+        describe::describe(&self.inner, workflow, tenant).await
+    }
+
+    /// Starts one call on the current tokio runtime.
+    pub fn invoke(&self, workflow: &Workflow, tenant: &Tenant, request: Request) -> Invocation {
+        invocation::start(Arc::clone(&self.inner), workflow.clone(), tenant.clone(), request)
+    }
+}

@@ -1,0 +1,126 @@
+//! `realm:llm/model`: opening models, and what needs no KV.
+
+use crate::bindings::realm::llm::model::{Facts, Host, HostModel};
+use crate::bindings::realm::llm::types::{Message, Role, Tool};
+use crate::cpu::off_thread;
+use crate::imports::Failure;
+use crate::state::State;
+use realm_engine::Client;
+use realm_engine::text::{ChatMessage, Specials, ToolCall};
+use serde_json::{Value, json};
+use wasmtime::component::Resource;
+
+/// A model that a component has open.
+pub(crate) struct ModelHandle {
+    pub(crate) client: Client,
+}
+
+impl Host for State {}
+
+impl HostModel for State {
+    async fn open(&mut self, name: String) -> Result<Resource<ModelHandle>, Failure> {
+        let client = self.client(&name)?;
+        Ok(self.table.push(ModelHandle { client })?)
+    }
+
+    async fn facts(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<Facts> {
+        let facts = self.table.get(&model)?.client.facts();
+        Ok(Facts {
+            name: facts.name.clone(),
+            context_length: facts.context_length,
+            vocab_size: facts.vocab_size,
+            can_rewind: facts.can_rewind,
+        })
+    }
+
+    async fn encode(&mut self, model: Resource<ModelHandle>, text: String) -> Result<Vec<u32>, Failure> {
+        let client = self.table.get(&model)?.client.clone();
+        check_bytes(text.len(), self.tenant.limits.json_bytes_max)?;
+        Ok(off_thread(&self.cpu, move || client.text().encode(&text, Specials::Literal, false)).await?)
+    }
+
+    async fn decode(&mut self, model: Resource<ModelHandle>, tokens: Vec<u32>) -> Result<Vec<u8>, Failure> {
+        // A token can be a thousand times as long as its id: bound the ids first, then what comes of them.
+        let client = self.table.get(&model)?.client.clone();
+        let bytes_max = self.tenant.limits.json_bytes_max;
+        let bytes: usize = tokens.iter().map(|token| client.text().token_bytes(*token).len()).sum();
+        check_bytes(bytes, bytes_max)?;
+        Ok(client.text().decode(&tokens))
+    }
+
+    async fn render(
+        &mut self,
+        model: Resource<ModelHandle>,
+        messages: Vec<Message>,
+        tools: Vec<Tool>,
+        open_turn: bool,
+    ) -> Result<Vec<u32>, Failure> {
+        let client = self.table.get(&model)?.client.clone();
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        check_bytes(bytes, self.tenant.limits.json_bytes_max)?;
+        let messages = messages.into_iter().map(chat_message).collect();
+        let tools = tools.into_iter().map(tool_value).collect::<Result<_, _>>()?;
+        self.chat_tokens(client, messages, tools, open_turn).await
+    }
+
+    async fn drop(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<()> {
+        self.table.delete(model)?;
+        Ok(())
+    }
+}
+
+impl State {
+    /// The chat in tokens; templates are the tenant's input too, so this runs where it may take its time.
+    pub(crate) async fn chat_tokens(
+        &self,
+        client: Client,
+        messages: Vec<ChatMessage>,
+        tools: Vec<Value>,
+        open_turn: bool,
+    ) -> Result<Vec<u32>, Failure> {
+        let render = move || client.text().chat_tokens(&messages, &tools, open_turn);
+        off_thread(&self.cpu, render).await?.map_err(|error| Failure::invalid(error.to_string()))
+    }
+}
+
+fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Failure> {
+    if bytes > bytes_max {
+        return Err(Failure::invalid(format!("{bytes} bytes of text, at most {bytes_max} are allowed")));
+    }
+    Ok(())
+}
+
+fn chat_message(message: Message) -> ChatMessage {
+    let role = match message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+    };
+    ChatMessage {
+        role: role.to_owned(),
+        content: message.content,
+        name: message.name,
+        tool_call_id: message.tool_call_id,
+        tool_calls: message
+            .tool_calls
+            .into_iter()
+            .map(|call| ToolCall { id: call.id, name: call.name, arguments_json: call.arguments_json })
+            .collect(),
+    }
+}
+
+/// As chat templates expect tools: the way OpenAI writes them.
+fn tool_value(tool: Tool) -> Result<Value, Failure> {
+    let parameters: Value = serde_json::from_str(&tool.parameters_json)
+        .map_err(|error| Failure::invalid(format!("the parameters of tool {:?} are no JSON: {error}", tool.name)))?;
+    Ok(json!({
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": parameters,
+            "strict": tool.strict,
+        }
+    }))
+}

@@ -1,0 +1,233 @@
+//! One call: its task, its store, its limits, and the events that come out of it.
+
+use crate::bindings::Workflow as Bindings;
+use crate::component::Workflow;
+use crate::cpu::{CpuBudgetSpent, Metered};
+use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
+use crate::log::{LogLevel, LogSink, printable};
+use crate::request::{Request, RequestKind};
+use crate::state::{State, UsageMeter};
+use crate::{CallError, Inner, Tenant, describe};
+use realm_engine::{StopReason, TokenLogprob, Usage};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
+use wasmtime::component::{Resource, ResourceTableError};
+use wasmtime::{Store, Trap};
+
+/// Events on their way to a client. Full, it makes the component wait.
+const EVENTS_MAX: usize = 16;
+/// A hint: instances come free as calls end.
+const BUSY_RETRY_MS: u32 = 250;
+
+/// What a client gets to see of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReplyEvent {
+    /// More of an answer.
+    Delta {
+        /// Which answer, from 0.
+        choice: u32,
+        /// Its next text; may be empty when a token ends inside a character.
+        text: String,
+        /// The tokens behind it; empty for text that the component wrote itself.
+        tokens: Vec<u32>,
+        /// Their log-probabilities, when the policy asks for them.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A JSON value of a function.
+    Json(String),
+    /// An answer is complete.
+    ChoiceFinished {
+        /// Which answer.
+        choice: u32,
+        /// Why it ended.
+        reason: StopReason,
+    },
+    /// The call has ended. Always the last event, and there is exactly one.
+    End(Result<Usage, CallError>),
+}
+
+/// A call under way. Dropping it is hanging up: the store goes, and with it memory, sequences and KV blocks.
+pub struct Invocation {
+    events: mpsc::Receiver<ReplyEvent>,
+    task: Option<JoinHandle<Result<Usage, CallError>>>,
+}
+
+impl Invocation {
+    /// The next event; `None` after the end. Safe to drop and call again.
+    pub async fn next(&mut self) -> Option<ReplyEvent> {
+        if let Some(event) = self.events.recv().await {
+            return Some(event);
+        }
+        // The store is gone and with it the sender: the task has its result, or is about to.
+        let ended = self.task.as_mut()?.await;
+        self.task = None;
+        Some(ReplyEvent::End(ended.unwrap_or_else(|error| {
+            tracing::error!(%error, "the task of a call failed");
+            Err(CallError::Internal { detail: error.to_string() })
+        })))
+    }
+}
+
+impl Drop for Invocation {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Starts the task of one call.
+pub(crate) fn start(inner: Arc<Inner>, workflow: Workflow, tenant: Tenant, request: Request) -> Invocation {
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let task = tokio::spawn(serve(inner, workflow, tenant, request, sender));
+    Invocation { events, task: Some(task) }
+}
+
+/// Runs one call to its end.
+async fn serve(
+    inner: Arc<Inner>,
+    workflow: Workflow,
+    tenant: Tenant,
+    request: Request,
+    events: mpsc::Sender<ReplyEvent>,
+) -> Result<Usage, CallError> {
+    request.check(tenant.limits.json_bytes_max)?;
+    if let RequestKind::Function { name, .. } = &request.kind {
+        let description = describe::known(&inner, &workflow, &tenant).await?;
+        if !description.functions.iter().any(|function| function.name == *name) {
+            let available = description.functions.iter().map(|function| function.name.clone()).collect();
+            return Err(CallError::NoFunction { name: name.clone(), available });
+        }
+    }
+    let wall = request.deadline.min(Duration::from_millis(tenant.limits.wall_ms_max));
+    let call = Call::new(&inner, &workflow, tenant, wall, Some(Exchange::new(request, events)))?;
+    let usage = Arc::clone(&call.usage);
+    call.run(handle).await?;
+    // The store is dropped, so every run has reported.
+    Ok(usage.total())
+}
+
+/// Calls `handle` and closes what it left open.
+async fn handle(store: &mut Store<State>, component: Bindings) -> wasmtime::Result<Result<(), CallError>> {
+    let request: Resource<RequestHandle> = store.data_mut().table.push(RequestHandle)?;
+    let reply: Resource<ReplyHandle> = store.data_mut().table.push(ReplyHandle)?;
+    if let Err(error) = component.call_handle(&mut *store, request, reply).await? {
+        return Ok(Err(CallError::Guest(error.into())));
+    }
+    let Some(exchange) = store.data_mut().exchange.as_mut() else {
+        return Ok(Err(CallError::Internal { detail: "a call without a request".to_owned() }));
+    };
+    if !exchange.has_answered() {
+        return Ok(Err(CallError::NoReply));
+    }
+    exchange.end_open().await;
+    Ok(Ok(()))
+}
+
+/// A store with its limits, before it runs.
+pub(crate) struct Call<'a> {
+    workflow: &'a Workflow,
+    store: Store<State>,
+    wall: Duration,
+    log: LogSink,
+    pub(crate) usage: Arc<UsageMeter>,
+    // After the store: the slot is free when the memory is.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<'a> Call<'a> {
+    /// Takes an instance, or says that there is none.
+    pub(crate) fn new(
+        inner: &Inner,
+        workflow: &'a Workflow,
+        tenant: Tenant,
+        wall: Duration,
+        exchange: Option<Exchange>,
+    ) -> Result<Call<'a>, CallError> {
+        let permit = Arc::clone(&inner.instances)
+            .try_acquire_owned()
+            .map_err(|_| CallError::Busy { retry_after_ms: BUSY_RETRY_MS })?;
+        let store = State::store(
+            inner.loader.engine(),
+            Arc::clone(&inner.hooks),
+            tenant,
+            workflow.name(),
+            exchange,
+            Instant::now() + wall,
+        );
+        let (log, usage) = (store.data().log.clone(), Arc::clone(&store.data().usage));
+        Ok(Call { workflow, store, wall, log, usage, _permit: permit })
+    }
+
+    /// Instantiates and runs `body` under the processor budget and the wall deadline.
+    ///
+    /// Whatever happens, the store is gone when this returns, and also when it is dropped half way.
+    pub(crate) async fn run<T>(
+        self,
+        body: impl AsyncFnOnce(&mut Store<State>, Bindings) -> wasmtime::Result<Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let Call { workflow, mut store, wall, log, _permit, .. } = self;
+        let cpu = Arc::clone(&store.data().cpu);
+        let limited = async {
+            let component = workflow.pre().instantiate_async(&mut store).await?;
+            body(&mut store, component).await
+        };
+        let ended = tokio::time::timeout(wall, Metered::new(limited, cpu)).await;
+        let result = match ended {
+            Err(_) => Err(CallError::deadline(wall)),
+            Ok(Err(CpuBudgetSpent)) => Err(cpu_budget(store.data())),
+            Ok(Ok(Ok(result))) => result,
+            Ok(Ok(Err(error))) => Err(classify(&error, store.data())),
+        };
+        drop(store);
+        if let Err(error) = &result {
+            log.host(LogLevel::Error, &printable(&format!("the call failed: {error}")));
+        }
+        result
+    }
+}
+
+fn cpu_budget(state: &State) -> CallError {
+    CallError::CpuBudget { ms: state.tenant.limits.cpu_ms_max }
+}
+
+/// What a trap or a failed host call means. Specific causes first; the rest is a trap with its public name.
+fn classify(error: &wasmtime::Error, state: &State) -> CallError {
+    let limits = &state.tenant.limits;
+    if error.is::<CpuBudgetSpent>() {
+        return cpu_budget(state);
+    }
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return CallError::Busy { retry_after_ms: BUSY_RETRY_MS };
+    }
+    if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
+        return CallError::HandleLimit { handles_max: limits.handles_max };
+    }
+    let trap = error.downcast_ref::<Trap>();
+    if trap == Some(&Trap::StackOverflow) {
+        return CallError::StackOverflow;
+    }
+    // Without memory a program panics, which is a trap like others: the limiter remembers the reason.
+    if let Some(denied) = state.denied() {
+        return denied;
+    }
+    if let Some(trap) = trap {
+        state.log.host(LogLevel::Error, &printable(&format!("trap: {error:?}")));
+        return CallError::Trap { public: trap.to_string() };
+    }
+    if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+        return CallError::Trap { public: format!("it exited with status {}", exit.0) };
+    }
+    let text = format!("{error:#}");
+    // wasmtime has no types for these two; a test holds each to its text.
+    if text.contains("store handle limit exceeded") {
+        return CallError::HandleLimit { handles_max: limits.handles_max };
+    }
+    if text.contains("too much data is being copied") || text.contains("fuel allocated for hostcalls") {
+        return CallError::ArgumentLimit { bytes_max: limits.hostcall_bytes_max };
+    }
+    state.log.host(LogLevel::Error, &printable(&format!("failed host call: {text}")));
+    CallError::Trap { public: "a call of the host was refused".to_owned() }
+}

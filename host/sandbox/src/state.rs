@@ -1,0 +1,127 @@
+//! What a store holds for one call. Dropping it frees the call's sequences, runs and memory.
+
+use crate::cpu::CpuMeter;
+use crate::imports::exchange::Exchange;
+use crate::limits::Limiter;
+use crate::log::LogSink;
+use crate::{CallError, GuestError, Hooks, Tenant, wasi};
+use realm_engine::{Client, EngineError, Usage};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+/// The data of one store.
+pub(crate) struct State {
+    pub(crate) tenant: Tenant,
+    pub(crate) table: ResourceTable,
+    pub(crate) limiter: Limiter,
+    pub(crate) log: LogSink,
+    pub(crate) cpu: Arc<CpuMeter>,
+    pub(crate) usage: Arc<UsageMeter>,
+    /// Absent while a component describes itself: it can then open no model.
+    pub(crate) exchange: Option<Exchange>,
+    pub(crate) deadline: Instant,
+    wasi: WasiCtx,
+}
+
+impl State {
+    /// Makes the store of one call, with every limit in force.
+    pub(crate) fn store(
+        engine: &Engine,
+        hooks: Arc<dyn Hooks>,
+        tenant: Tenant,
+        workflow: Arc<str>,
+        exchange: Option<Exchange>,
+        deadline: Instant,
+    ) -> Store<State> {
+        let log = LogSink::new(hooks, tenant.clone(), workflow);
+        let cpu = CpuMeter::new(tenant.limits.cpu_ms_max);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(tenant.limits.handles_max as usize);
+        let state = State {
+            limiter: Limiter::new(&tenant.limits, Arc::clone(&tenant.memory)),
+            wasi: wasi::inert(&log),
+            usage: Arc::default(),
+            cpu: Arc::clone(&cpu),
+            tenant,
+            table,
+            log,
+            exchange,
+            deadline,
+        };
+        let (handles, hostcall_bytes) = (state.tenant.limits.handles_max, state.tenant.limits.hostcall_bytes_max);
+        let mut store = Store::new(engine, state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_max_component_handles(handles as usize);
+        store.set_hostcall_fuel(hostcall_bytes);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            cpu.check_running()?;
+            // Others get the thread, and a call that was hung up on ends here.
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        });
+        store
+    }
+
+    /// A model of the tenant, by name.
+    pub(crate) fn client(&self, name: &str) -> Result<Client, GuestError> {
+        if self.exchange.is_none() {
+            return Err(GuestError::Denied("models cannot be used while describing".to_owned()));
+        }
+        self.tenant
+            .models
+            .by_name(name)
+            .cloned()
+            .ok_or_else(|| GuestError::Denied(format!("there is no model {name:?} for this tenant")))
+    }
+
+    /// The engine's error in the contract's words.
+    pub(crate) fn engine_error(&self, error: EngineError) -> GuestError {
+        GuestError::of_engine(error, self.exchange.as_ref().map_or("describe", |exchange| exchange.id()))
+    }
+
+    /// What the call gets to know about a limit it ran into, whatever trap it made of it.
+    pub(crate) fn denied(&self) -> Option<CallError> {
+        use crate::limits::Denied;
+        self.limiter.denied.map(|denied| match denied {
+            Denied::Memory { bytes_max } => CallError::MemoryLimit { bytes_max },
+            Denied::Table { elements_max } => CallError::TableLimit { elements_max },
+        })
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Tokens of one call. The prompt is counted where tokens are appended, so what forks share counts once.
+#[derive(Default)]
+pub(crate) struct UsageMeter {
+    prompt: AtomicU32,
+    cached: AtomicU32,
+    completion: AtomicU32,
+}
+
+impl UsageMeter {
+    pub(crate) fn prompt(&self, tokens: usize) {
+        self.prompt.fetch_add(u32::try_from(tokens).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn run(&self, usage: Usage) {
+        self.cached.fetch_add(usage.cached, Ordering::Relaxed);
+        self.completion.fetch_add(usage.completion, Ordering::Relaxed);
+    }
+
+    pub(crate) fn total(&self) -> Usage {
+        Usage {
+            prompt: self.prompt.load(Ordering::Relaxed),
+            cached: self.cached.load(Ordering::Relaxed),
+            completion: self.completion.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A tenant, as far as the sandbox has to know it.
+
+use crate::Limits;
+use realm_engine::{Client, Owner};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Whose call it is, and what it may use.
+#[derive(Clone)]
+pub struct Tenant {
+    /// The engine's name for the tenant.
+    pub id: u32,
+    /// The name in logs.
+    pub name: Arc<str>,
+    /// Its share of the engine, relative to others.
+    pub weight: u32,
+    /// KV blocks over all its sequences.
+    pub kv_blocks_max: u32,
+    /// Limits of one call.
+    pub limits: Limits,
+    /// Memory of all its calls together. Must be the same one for all calls of a tenant.
+    pub memory: Arc<TenantMemory>,
+    /// What its components may open.
+    pub models: ModelSet,
+}
+
+impl Tenant {
+    pub(crate) fn owner(&self) -> Owner {
+        Owner { tenant: self.id, weight: self.weight, kv_blocks_max: self.kv_blocks_max }
+    }
+}
+
+/// The models a tenant may open, by name.
+#[derive(Clone, Default)]
+pub struct ModelSet(Arc<BTreeMap<String, Client>>);
+
+impl ModelSet {
+    /// Names and the engines behind them.
+    pub fn new(models: BTreeMap<String, Client>) -> ModelSet {
+        ModelSet(Arc::new(models))
+    }
+
+    /// One model by name.
+    pub fn by_name(&self, name: &str) -> Option<&Client> {
+        self.0.get(name)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+impl From<BTreeMap<String, Client>> for ModelSet {
+    fn from(models: BTreeMap<String, Client>) -> ModelSet {
+        ModelSet::new(models)
+    }
+}
+
+/// Counts the linear memory of all live calls of one tenant.
+#[derive(Debug)]
+pub struct TenantMemory {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl TenantMemory {
+    /// Nothing in use, `bytes_max` at most.
+    pub fn new(bytes_max: usize) -> TenantMemory {
+        TenantMemory { bytes: AtomicUsize::new(0), bytes_max }
+    }
+
+    /// Bytes in use now.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may be in use.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    pub(crate) fn take(&self, bytes: usize) -> bool {
+        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+
+    pub(crate) fn give_back(&self, bytes: usize) {
+        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "a call gives back only what it took");
+    }
+}
