@@ -8,7 +8,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{Model, argmax, logprobs, model_path, threads};
-use realm_kernels::Cpu;
+use realm_kernels::cpu::{Cpu, Isa};
 use serde::Deserialize;
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -102,7 +102,7 @@ fn check(file: &str, fixture: &str) {
 #[track_caller]
 fn check_exact(file: &str, fixture: &str) {
     let golden = golden(fixture);
-    let cpu = Cpu::with_exact_activations(threads());
+    let cpu = Cpu::with_exact_activations(Isa::best(), threads());
     let mut model = Model::open(&model_path(file), cpu);
     let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
     println!("{file}, exact activations: mean NLL off by {off:+.6}");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{Model, Piece, argmax, logprobs, threads};
 use realm_engine::model::{LoadError, ModelOptions, load, load_on};
 use realm_engine::{BatchRow, ExecutorError, Gguf, StepBatch};
-use realm_kernels::Cpu;
+use realm_kernels::cpu::{Cpu, Isa};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -251,7 +251,7 @@ fn exact_activations_agree_closely_for_every_type() {
         "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "q4_k_m",
     ];
     for ty in types {
-        let cpu = Cpu::with_exact_activations(threads());
+        let cpu = Cpu::with_exact_activations(Isa::best(), threads());
         check(&format!("llama-{ty}"), &FLOAT, cpu);
     }
 }
@@ -437,15 +437,15 @@ fn the_kv_budget_and_the_options_bound_the_context() {
     assert!(matches!(error, LoadError::OutOfMemory { .. }), "{error}");
 }
 
-/// A zoo file with a u32 key more. A filler key keeps the data aligned.
-fn with_key(name: &str, key: &str, value: u32) -> Gguf {
+/// A zoo file with a key more, of value type `ty`. A filler key keeps the data aligned.
+fn with_key(name: &str, key: &str, ty: u32, value: &[u8]) -> Gguf {
     let mut bytes = std::fs::read(folder().join(format!("{name}.gguf"))).expect("a fixture");
     let keys = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
     let entry = |key: &str, ty: u32, value: &[u8]| {
         let length = (key.len() as u64).to_le_bytes();
         [&length, key.as_bytes(), &ty.to_le_bytes(), value].concat()
     };
-    let mut added = entry(key, 4, &value.to_le_bytes());
+    let mut added = entry(key, ty, value);
     let filler = 64 - (added.len() + entry("", 0, &[0]).len()) % 32;
     added.extend(entry(&"f".repeat(filler), 0, &[0]));
     assert!(added.len().is_multiple_of(32));
@@ -497,8 +497,22 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
         "key llama.block_count is missing",
     );
     refused(
-        &with_key("llama", "llama.expert_count", 4),
+        &with_key("llama", "llama.expert_count", 4, &4u32.to_le_bytes()),
         "mixture of experts (key llama.expert_count is 4) is not supported",
+    );
+    refused(
+        &with_key(
+            "llama",
+            "llama.rope.scaling.type",
+            8,
+            b"\x04\0\0\0\0\0\0\0yarn",
+        ),
+        "this scaling of rotary embeddings (key llama.rope.scaling.type is yarn) is not supported",
+    );
+    let cap = 30f32.to_le_bytes();
+    refused(
+        &with_key("gemma3", "gemma3.final_logit_softcapping", 6, &cap),
+        "soft-capping of logits (key gemma3.final_logit_softcapping is 30) is not supported",
     );
 }
 
