@@ -1,0 +1,152 @@
+//! Rows of activations as the matrix operations read them: f32 for float weights, int8 groups for quantised ones.
+
+use super::Cpu;
+use super::isa::Kernel;
+use super::shared::SharedOut;
+use super::simd::Simd;
+use crate::quant::GROUP;
+
+/// 32 activations of one row: `x ≈ code * scale`, and the sums that the weights' offsets are multiplied with.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ActivationGroup {
+    pub(crate) codes: [i8; GROUP],
+    pub(crate) scale: f32,
+    pub(crate) sum: f32,            // scale * Σ codes
+    pub(crate) half_sums: [f32; 2], // the same of either half
+}
+
+/// Rows of activations, made once for all matrices that read them. Scratch: reused from call to call, it only grows.
+#[derive(Default)]
+pub struct Activations {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,             // [rows, cols]
+    groups: Vec<ActivationGroup>, // [rows, cols / 32]; unused when `cols` is no multiple of 32
+}
+
+impl Activations {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Width of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether there are int8 groups.
+    pub(crate) fn is_grouped(&self) -> bool {
+        self.cols.is_multiple_of(GROUP)
+    }
+
+    /// The f32 values of a row.
+    pub(crate) fn values(&self, row: usize) -> &[f32] {
+        &self.values[row * self.cols..(row + 1) * self.cols]
+    }
+
+    /// The groups of a row.
+    pub(crate) fn groups(&self, row: usize) -> &[ActivationGroup] {
+        let groups = self.cols / GROUP;
+        &self.groups[row * groups..(row + 1) * groups]
+    }
+
+    /// Gives the rows a shape; their contents are whatever was there.
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) {
+        self.rows = rows;
+        self.cols = cols;
+        if self.values.len() < rows * cols {
+            self.values.resize(rows * cols, 0.0);
+        }
+        let groups = if self.is_grouped() {
+            rows * cols / GROUP
+        } else {
+            0
+        };
+        if self.groups.len() < groups {
+            self.groups.resize(groups, ActivationGroup::default());
+        }
+    }
+
+    /// The rows for tasks to write: values `[rows, cols]` and groups `[rows, cols / 32]`.
+    pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, SharedOut<'_, ActivationGroup>) {
+        (
+            SharedOut::new(&mut self.values),
+            SharedOut::new(&mut self.groups),
+        )
+    }
+}
+
+impl Cpu {
+    /// Makes `x` (`[rows, cols]`) ready for matrix operations.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows.
+    pub fn quantize(&self, x: &[f32], cols: usize, out: &mut Activations) {
+        assert!(x.len().is_multiple_of(cols), "whole rows");
+        out.reshape(x.len() / cols, cols);
+        self.fill(out, |row, values| {
+            values.copy_from_slice(&x[row * cols..(row + 1) * cols])
+        });
+    }
+
+    /// Fills each row of `out` by `fill(row, values)` and quantises it while it is in the cache.
+    pub(crate) fn fill(&self, out: &mut Activations, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let (rows, cols, grouped) = (out.rows, out.cols, out.is_grouped());
+        let groups_per_row = if grouped { cols / GROUP } else { 0 };
+        let (values, groups) = out.parts();
+        self.split(rows, cols, |range| {
+            for row in range {
+                // SAFETY: every row belongs to one task.
+                let values = unsafe { values.part(row * cols..(row + 1) * cols) };
+                // SAFETY: as above.
+                let groups =
+                    unsafe { groups.part(row * groups_per_row..(row + 1) * groups_per_row) };
+                fill(row, values);
+                if !self.exact {
+                    self.isa.run(Quantize { values, groups });
+                }
+            }
+        });
+    }
+}
+
+/// f32 to int8 groups: 127 is the group's largest magnitude.
+pub(crate) struct Quantize<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) groups: &'a mut [ActivationGroup],
+}
+
+impl Kernel for Quantize<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, group) in self.values.as_chunks::<GROUP>().0.iter().zip(self.groups) {
+            quantize_group(s, x, group);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn quantize_group<S: Simd>(s: S, x: &[f32; GROUP], group: &mut ActivationGroup) {
+    let mut max = s.splat(0.0);
+    for i in (0..GROUP).step_by(S::LANES) {
+        // SAFETY: `i + LANES <= 32`, as `LANES` divides 16.
+        max = s.max(s.abs(unsafe { s.load(x.as_ptr().add(i)) }), max);
+    }
+    let max = s.max_lane(max);
+    let inverse = s.splat(if max > 0.0 { 127.0 / max } else { 0.0 });
+    let mut sums = [0i32; 2];
+    for i in (0..GROUP).step_by(S::LANES) {
+        // SAFETY: as above, in both arrays.
+        sums[i / 16] += unsafe {
+            let scaled = s.mul(s.load(x.as_ptr().add(i)), inverse);
+            s.store_i8(scaled, group.codes.as_mut_ptr().add(i))
+        };
+    }
+    group.scale = max / 127.0;
+    group.sum = group.scale * (sums[0] + sums[1]) as f32;
+    group.half_sums = [group.scale * sums[0] as f32, group.scale * sums[1] as f32];
+}

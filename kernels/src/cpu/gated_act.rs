@@ -1,0 +1,84 @@
+//! The gated half of a feed-forward layer: two matrices, the activation and the quantisation for the third.
+
+use super::activations::Quantize;
+use super::matmul::{Sink, Write};
+use super::matrix::PANEL_ROWS;
+use super::shared::SharedOut;
+use super::simd::Simd;
+use super::{Activation, Activations, Cpu, Matrix};
+use crate::quant::GROUP;
+
+impl Cpu {
+    /// `out = act(x · Gᵀ) * (x · Uᵀ)`, ready for the next matrix. `tmp` is scratch.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn gate_up_act(
+        &self,
+        gate: &Matrix<'_>,
+        up: &Matrix<'_>,
+        act: Activation,
+        x: &Activations,
+        tmp: &mut Vec<f32>,
+        out: &mut Activations,
+    ) {
+        assert_eq!(
+            (gate.rows(), gate.cols()),
+            (up.rows(), up.cols()),
+            "gate and up have one shape"
+        );
+        let (rows, width) = (x.rows(), up.rows());
+        out.reshape(rows, width);
+        if tmp.len() < rows * width {
+            tmp.resize(rows * width, 0.0);
+        }
+        let grouped = out.is_grouped();
+        let (values, groups) = out.parts();
+        let gated = SharedOut::new(tmp);
+        self.split(up.panels(), 2 * up.cols() * PANEL_ROWS * rows, |panels| {
+            // The gate of these columns is still in the cache when `up` is multiplied into it.
+            let first = Sink {
+                out: &gated,
+                width,
+                write: Write::Store,
+            };
+            let second = Sink {
+                out: &values,
+                width,
+                write: Write::Gate(act, &gated),
+            };
+            // SAFETY: every panel belongs to one task, and with it its columns of `gated`.
+            unsafe { self.panels(gate, x, panels.clone(), first) };
+            // SAFETY: as above, and of `values`.
+            unsafe { self.panels(up, x, panels, second) };
+        });
+        if !grouped || self.exact {
+            return;
+        }
+        let per_row = width / GROUP;
+        self.split(rows, width, |range| {
+            for row in range {
+                // SAFETY: every row belongs to one task.
+                let values = unsafe { values.part(row * width..(row + 1) * width) };
+                // SAFETY: as above.
+                let groups = unsafe { groups.part(row * per_row..(row + 1) * per_row) };
+                self.isa.run(Quantize { values, groups });
+            }
+        });
+    }
+}
+
+/// The activation of every lane; both are `x * sigmoid(k)` for some `k`.
+#[inline(always)]
+pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
+    let k = match act {
+        Activation::Silu => x,
+        Activation::GeluTanh => {
+            // 0.5 (1 + tanh u) = sigmoid(2u), u = sqrt(2 / π) (x + 0.044715 x³)
+            let cube = s.mul(s.mul(x, x), s.mul(x, s.splat(0.044_715)));
+            s.mul(s.add(x, cube), s.splat(1.595_769_1))
+        }
+    };
+    let one = s.splat(1.0);
+    s.div(x, s.add(one, s.exp(s.sub(s.splat(0.0), k))))
+}

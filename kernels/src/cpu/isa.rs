@@ -1,0 +1,82 @@
+//! Which instruction sets this machine has, and how a kernel gets compiled for each of them.
+//!
+//! A kernel is a struct of its arguments with one generic `run`; [`Isa::run`] is the only place where a feature-compiled
+//! function is called, and the token inside the `Isa` is the proof that it may be.
+
+use super::simd::Simd;
+use super::simd::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{avx2::Avx2, avx512::Avx512};
+
+/// An instruction set that was detected on this machine. Having one is the proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Token);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+/// Every instruction set this machine has, slowest first; the plain one is always there.
+pub fn isas() -> Vec<Isa> {
+    let mut isas = vec![Isa(Token::Scalar(Scalar))];
+    #[cfg(target_arch = "x86_64")]
+    {
+        isas.extend(Avx2::detect().map(|token| Isa(Token::Avx2(token))));
+        isas.extend(Avx512::detect().map(|token| Isa(Token::Avx512(token))));
+    }
+    isas
+}
+
+impl Isa {
+    /// The fastest of [`isas`].
+    pub fn best() -> Isa {
+        *isas().last().expect("the plain one is always there")
+    }
+
+    /// A short name: `"scalar"`, `"avx2"`, `"avx512-vnni"`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Token::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => "avx512-vnni",
+        }
+    }
+
+    /// Runs the kernel with this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self.0 {
+            Token::Scalar(token) => kernel.run(token),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves that the machine has the features the function is compiled with.
+            Token::Avx2(token) => unsafe { run_avx2(token, kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Token::Avx512(token) => unsafe { run_avx512(token, kernel) },
+        }
+    }
+}
+
+/// A computation that [`Isa::run`] compiles for every instruction set. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Out;
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
+    kernel.run(token)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn run_avx512<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
+    kernel.run(token)
+}

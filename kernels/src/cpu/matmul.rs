@@ -1,0 +1,548 @@
+//! Activations times weight matrices.
+//!
+//! A task owns some panels of 16 weight rows. For each it walks the activation rows in tiles of as many as the registers
+//! hold: the codes of a group are unpacked once for a tile and multiplied with every row of it. An output element is one
+//! lane of one accumulator, summed over the groups in order, so it is the same in a tile of any size.
+
+use super::activations::ActivationGroup;
+use super::isa::Kernel;
+use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
+use super::shared::SharedOut;
+use super::simd::Simd;
+use super::{Activation, Activations, Cpu, Matrix};
+use crate::quant::{BlockType, GROUP, Scales, offset};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// What happens to a finished element.
+#[derive(Clone, Copy)]
+pub(crate) enum Write<'a> {
+    /// `out = y`.
+    Store,
+    /// `out += y`.
+    Add,
+    /// `out = act(gate) * y`, where `gate` has the shape of `out`.
+    Gate(Activation, &'a SharedOut<'a, f32>),
+}
+
+/// Where the elements of a matrix operation go: `[rows, width]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Sink<'a> {
+    pub(crate) out: &'a SharedOut<'a, f32>,
+    pub(crate) width: usize,
+    pub(crate) write: Write<'a>,
+}
+
+impl Cpu {
+    /// `out = x · Wᵀ`: `x` `[rows, w.cols]`, `out` `[rows, w.rows]`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn matmul(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
+        self.multiply(w, x, out, Write::Store);
+    }
+
+    /// `residual += x · Wᵀ`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn matmul_add(&self, w: &Matrix<'_>, x: &Activations, residual: &mut [f32]) {
+        self.multiply(w, x, residual, Write::Add);
+    }
+
+    fn multiply(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32], write: Write<'_>) {
+        assert_eq!(
+            out.len(),
+            x.rows() * w.rows(),
+            "one output row for each activation row"
+        );
+        let out = SharedOut::new(out);
+        let sink = Sink {
+            out: &out,
+            width: w.rows(),
+            write,
+        };
+        self.split(w.panels(), w.cols() * PANEL_ROWS * x.rows(), |panels| {
+            // SAFETY: every panel belongs to one task, and with it its columns of the output.
+            unsafe { self.panels(w, x, panels, sink) }
+        });
+    }
+
+    /// Computes the output columns of some panels.
+    ///
+    /// # Safety
+    /// Nobody else uses these columns of `sink` (nor of its gate) during the call.
+    pub(crate) unsafe fn panels(
+        &self,
+        w: &Matrix<'_>,
+        x: &Activations,
+        panels: Range<usize>,
+        sink: Sink<'_>,
+    ) {
+        assert!(
+            x.cols() == w.cols() && sink.width == w.rows(),
+            "activations as wide as the matrix"
+        );
+        let isa = self.isa;
+        let Some(layout) = w.layout() else {
+            return match w.block_type() {
+                BlockType::F32 => isa.run(FloatPanels::<F32> {
+                    w,
+                    x,
+                    panels,
+                    sink,
+                    element: PhantomData,
+                }),
+                BlockType::F16 => isa.run(FloatPanels::<F16> {
+                    w,
+                    x,
+                    panels,
+                    sink,
+                    element: PhantomData,
+                }),
+                _ => isa.run(FloatPanels::<Bf16> {
+                    w,
+                    x,
+                    panels,
+                    sink,
+                    element: PhantomData,
+                }),
+            };
+        };
+        if self.exact {
+            let mut scratch = vec![0.0; w.cols() * PANEL_ROWS];
+            for panel in panels {
+                dequantize_panel(layout, w.panel(panel), &mut scratch);
+                isa.run(ExactPanel {
+                    weights: &scratch,
+                    x,
+                    panel,
+                    sink,
+                });
+            }
+            return;
+        }
+        macro_rules! run {
+            ($($bits:literal $scales:ident),*) => {
+                match (layout.coding.bits, layout.coding.scales) {
+                    $(($bits, Scales::$scales) => {
+                        isa.run(QuantPanels::<$bits, { Scales::$scales as u8 }> { w, layout, x, panels, sink })
+                    })*
+                    (bits, scales) => unreachable!("no format has {bits} bits with {scales:?} scales"),
+                }
+            };
+        }
+        run!(4 Symmetric, 5 Symmetric, 8 Symmetric, 4 Affine, 5 Affine, 4 SuperAffine, 5 SuperAffine, 6 SuperHalves);
+    }
+}
+
+/// Calls `$body` with `$tile_rows` the constant number of rows, for tiles that cover `0..rows`.
+macro_rules! tiles {
+    ($s:ident, $rows:expr, |$row:ident, $count:ident| $body:expr) => {{
+        let rows = $rows;
+        let mut $row = 0;
+        while $row < rows {
+            let count = rows.saturating_sub($row).min(S::TILE_ROWS);
+            macro_rules! tile {
+                ($n:literal) => {{
+                    const $count: usize = $n;
+                    $body
+                }};
+            }
+            match count {
+                1 => tile!(1),
+                2 => tile!(2),
+                3 => tile!(3),
+                4 => tile!(4),
+                5 if S::TILE_ROWS > 4 => tile!(5),
+                6 if S::TILE_ROWS > 4 => tile!(6),
+                7 if S::TILE_ROWS > 4 => tile!(7),
+                8 if S::TILE_ROWS > 4 => tile!(8),
+                _ => unreachable!("tiles have at most 8 rows"),
+            }
+            $row += count;
+        }
+    }};
+}
+
+struct QuantPanels<'a, const BITS: u32, const SCALES: u8> {
+    w: &'a Matrix<'a>,
+    layout: &'a PanelLayout,
+    x: &'a Activations,
+    panels: Range<usize>,
+    sink: Sink<'a>,
+}
+
+impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let groups = self.w.cols() / GROUP;
+        for panel in self.panels {
+            let bytes = self.w.panel(panel);
+            assert!(
+                self.layout.supers_at <= bytes.len()
+                    && self.layout.scales_at >= groups * self.layout.group_bytes
+            );
+            for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+                tiles!(s, self.x.rows(), |row, N| {
+                    let x: [&[ActivationGroup]; N] =
+                        std::array::from_fn(|i| self.x.groups(row + i));
+                    let y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, &x);
+                    put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
+                });
+            }
+        }
+    }
+}
+
+/// `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
+#[inline(always)]
+fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
+    s: S,
+    layout: &PanelLayout,
+    panel: &[u8],
+    lane: usize,
+    x: &[&[ActivationGroup]; N],
+) -> [S::F; N] {
+    let groups = x[0].len();
+    assert!(
+        x.iter().all(|x| x.len() == groups)
+            && panel.len() >= layout.supers_at
+            && lane + S::LANES <= PANEL_ROWS
+    );
+    let halves = SCALES == Scales::SuperHalves as u8;
+    let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
+    let mut acc = [s.splat(0.0); N];
+    for g in 0..groups {
+        // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
+        // every access is to the `LANES` rows from `lane` on, and `lane + LANES <= 16`.
+        let (scales, mins) =
+            unsafe { scales::<S, BITS, SCALES>(s, layout, panel.as_ptr(), lane, g) };
+        // SAFETY: as above.
+        let lines = unsafe { panel.as_ptr().add(g * group_bytes + 4 * lane) };
+        let mut dots = [s.int_zero(); N];
+        // SAFETY: as above: the lines of group `g`.
+        let codes = unsafe { unpack::<S, BITS, 0>(s, lines) };
+        for i in 0..N {
+            // SAFETY: `g < groups`, the length of every row; the first 16 of a group's 32 codes.
+            dots[i] =
+                unsafe { s.dot4::<BITS>(dots[i], &codes, x[i].get_unchecked(g).codes.as_ptr()) };
+        }
+        if halves {
+            for i in 0..N {
+                // SAFETY: `g < groups`.
+                let x = unsafe { x[i].get_unchecked(g) };
+                let y = s.mul(s.int_to_float(dots[i]), scales[0]);
+                acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
+                acc[i] = s.mul_add(mins[0], s.splat(x.half_sums[0]), acc[i]);
+                dots[i] = s.int_zero();
+            }
+        }
+        // SAFETY: as above: the lines of group `g`.
+        let codes = unsafe { unpack::<S, BITS, 1>(s, lines) };
+        for i in 0..N {
+            // SAFETY: `g < groups`; the last 16 of a group's 32 codes.
+            dots[i] = unsafe {
+                s.dot4::<BITS>(
+                    dots[i],
+                    &codes,
+                    x[i].get_unchecked(g).codes.as_ptr().add(16),
+                )
+            };
+        }
+        for i in 0..N {
+            // SAFETY: `g < groups`.
+            let x = unsafe { x[i].get_unchecked(g) };
+            let y = s.mul(s.int_to_float(dots[i]), scales[1]);
+            acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
+            if !(BITS == 8 && S::SIGNED_BYTES) {
+                let sum = if halves { x.half_sums[1] } else { x.sum };
+                acc[i] = s.mul_add(mins[1], s.splat(sum), acc[i]);
+            }
+        }
+    }
+    acc
+}
+
+/// Scales and mins of the two halves of group `g` (the same twice unless the format scales halves).
+///
+/// # Safety
+/// `panel` is laid out by `layout`, has a group `g`, and `lane + LANES <= 16`.
+#[inline(always)]
+unsafe fn scales<S: Simd, const BITS: u32, const SCALES: u8>(
+    s: S,
+    layout: &PanelLayout,
+    panel: *const u8,
+    lane: usize,
+    g: usize,
+) -> ([S::F; 2], [S::F; 2]) {
+    let symmetric = s.splat(-offset(BITS));
+    // SAFETY: the caller's promise: `scales_at` and `supers_at` start streams of 32 or 64 bytes for each group and each
+    // block of 8 groups, made of runs of 16 f16 or 16 bytes; even f16 runs keep the pointers aligned to 2.
+    unsafe {
+        let (factors_per_group, super_bytes) = match SCALES {
+            a if a == Scales::Affine as u8 => (4 * PANEL_ROWS, 0),
+            a if a == Scales::SuperAffine as u8 => (2 * PANEL_ROWS, 4 * PANEL_ROWS),
+            _ => (2 * PANEL_ROWS, 2 * PANEL_ROWS),
+        };
+        let group = panel.add(layout.scales_at + g * factors_per_group);
+        let block = || panel.add(layout.supers_at + g / SUPER_GROUPS * super_bytes + 2 * lane);
+        if SCALES == Scales::Symmetric as u8 {
+            let scale = s.load_f16(group.add(2 * lane).cast());
+            let min = s.mul(scale, symmetric);
+            ([scale; 2], [min; 2])
+        } else if SCALES == Scales::Affine as u8 {
+            let scale = s.load_f16(group.add(2 * lane).cast());
+            let min = s.load_f16(group.add(2 * PANEL_ROWS + 2 * lane).cast());
+            ([scale; 2], [min; 2])
+        } else if SCALES == Scales::SuperAffine as u8 {
+            let scale = s.mul(s.load_f16(block().cast()), s.load_u8(group.add(lane)));
+            let min = s.mul(
+                s.load_f16(block().add(2 * PANEL_ROWS).cast()),
+                s.load_u8(group.add(PANEL_ROWS + lane)),
+            );
+            ([scale; 2], [s.sub(s.splat(0.0), min); 2])
+        } else {
+            let scale = s.load_f16(block().cast());
+            let first = s.mul(scale, s.load_i8(group.add(lane)));
+            let second = s.mul(scale, s.load_i8(group.add(PANEL_ROWS + lane)));
+            (
+                [first, second],
+                [s.mul(first, symmetric), s.mul(second, symmetric)],
+            )
+        }
+    }
+}
+
+/// The codes of half a group: four quads, one vector each.
+///
+/// # Safety
+/// `lines` points into the first line of a group of `BITS`-bit codes, with `4 * LANES` bytes of the line after it.
+#[inline(always)]
+unsafe fn unpack<S: Simd, const BITS: u32, const HALF: usize>(s: S, lines: *const u8) -> [S::C; 4] {
+    // SAFETY: the caller's promise; a group has `BITS` lines and none below goes past them.
+    let line = |i: usize| unsafe { s.load_codes(lines.add(i * LINE)) };
+    if BITS == 8 {
+        return std::array::from_fn(|i| line(4 * HALF + i));
+    }
+    let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
+    let low = [
+        s.and(a, 15),
+        s.and(s.shift_right::<4>(a), 15),
+        s.and(b, 15),
+        s.and(s.shift_right::<4>(b), 15),
+    ];
+    let high = match BITS {
+        5 => {
+            let bits = line(4);
+            let shifted = if HALF == 0 {
+                [
+                    s.shift_left::<4>(bits),
+                    s.shift_left::<3>(bits),
+                    s.shift_left::<2>(bits),
+                    s.shift_left::<1>(bits),
+                ]
+            } else {
+                [
+                    bits,
+                    s.shift_right::<1>(bits),
+                    s.shift_right::<2>(bits),
+                    s.shift_right::<3>(bits),
+                ]
+            };
+            shifted.map(|v| s.and(v, 0x10))
+        }
+        6 => {
+            let bits = line(4 + HALF);
+            [
+                s.shift_left::<4>(bits),
+                s.shift_left::<2>(bits),
+                bits,
+                s.shift_right::<2>(bits),
+            ]
+            .map(|v| s.and(v, 0x30))
+        }
+        _ => return low,
+    };
+    std::array::from_fn(|i| s.or(low[i], high[i]))
+}
+
+/// How float weights are stored.
+trait Element {
+    const BYTES: usize;
+    /// # Safety
+    /// `LANES` elements are readable at `p`.
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::F;
+}
+
+struct F32;
+struct F16;
+struct Bf16;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p.cast()) }
+    }
+}
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(p.cast()) }
+    }
+}
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p.cast()) }
+    }
+}
+
+struct FloatPanels<'a, E> {
+    w: &'a Matrix<'a>,
+    x: &'a Activations,
+    panels: Range<usize>,
+    sink: Sink<'a>,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for FloatPanels<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for panel in self.panels {
+            float_panel::<S, E>(s, self.w.panel(panel), self.x, panel, self.sink);
+        }
+    }
+}
+
+/// A panel already dequantised to f32 `[cols, 16]`.
+struct ExactPanel<'a> {
+    weights: &'a [f32],
+    x: &'a Activations,
+    panel: usize,
+    sink: Sink<'a>,
+}
+
+impl Kernel for ExactPanel<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: f32 have no padding and their bytes are valid u8.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(self.weights.as_ptr().cast(), size_of_val(self.weights))
+        };
+        float_panel::<S, F32>(s, bytes, self.x, self.panel, self.sink);
+    }
+}
+
+#[inline(always)]
+fn float_panel<S: Simd, E: Element>(
+    s: S,
+    weights: &[u8],
+    x: &Activations,
+    panel: usize,
+    sink: Sink<'_>,
+) {
+    assert!(
+        weights.len() >= x.cols() * PANEL_ROWS * E::BYTES,
+        "a whole panel"
+    );
+    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+        tiles!(s, x.rows(), |row, N| {
+            let x: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
+            let cols = x[0].len();
+            assert!(x.iter().all(|x| x.len() == cols));
+            let mut acc = [s.splat(0.0); N];
+            for k in 0..cols {
+                // SAFETY: row `k` of the `[cols, 16]` panel, the `LANES` elements from `lane` on.
+                let w =
+                    unsafe { E::load(s, weights.as_ptr().add((k * PANEL_ROWS + lane) * E::BYTES)) };
+                for i in 0..N {
+                    // SAFETY: `k < cols`, the length of every row.
+                    acc[i] = s.mul_add(w, s.splat(unsafe { *x[i].get_unchecked(k) }), acc[i]);
+                }
+            }
+            put(s, sink, row, panel * PANEL_ROWS + lane, &acc);
+        });
+    }
+}
+
+/// Writes the finished elements of a tile: columns `column..column + LANES`, as far as the output is wide.
+#[inline(always)]
+fn put<S: Simd, const N: usize>(s: S, sink: Sink<'_>, row: usize, column: usize, y: &[S::F; N]) {
+    let count = S::LANES.min(sink.width.saturating_sub(column));
+    for (i, &y) in y.iter().enumerate() {
+        let start = (row + i) * sink.width + column;
+        let mut lanes = [0f32; PANEL_ROWS];
+        if count < S::LANES {
+            // A short last panel: combine in a buffer.
+            if count == 0 {
+                return;
+            }
+            // SAFETY: the columns belong to this task (`Cpu::panels`).
+            let out = unsafe { sink.out.part(start..start + count) };
+            lanes[..count].copy_from_slice(out);
+            let mut gates = [0f32; PANEL_ROWS];
+            if let Write::Gate(_, gate) = sink.write {
+                // SAFETY: as above.
+                gates[..count].copy_from_slice(unsafe { gate.part(start..start + count) });
+            }
+            // SAFETY: both buffers are 16 long, at least `LANES`.
+            unsafe {
+                let y = combine(s, sink.write, y, lanes.as_ptr(), gates.as_ptr());
+                s.store(y, lanes.as_mut_ptr());
+            }
+            out.copy_from_slice(&lanes[..count]);
+            continue;
+        }
+        // SAFETY: the columns belong to this task (`Cpu::panels`).
+        let out = unsafe { sink.out.part(start..start + S::LANES) };
+        let gate = match sink.write {
+            // SAFETY: as above.
+            Write::Gate(_, gate) => unsafe { gate.part(start..start + S::LANES) }.as_ptr(),
+            _ => lanes.as_ptr(),
+        };
+        // SAFETY: all parts are `LANES` long.
+        unsafe {
+            let y = combine(s, sink.write, y, out.as_ptr(), gate);
+            s.store(y, out.as_mut_ptr());
+        }
+    }
+}
+
+/// The value to store for a finished vector.
+///
+/// # Safety
+/// `LANES` f32 are readable at `out` and `gate`.
+#[inline(always)]
+unsafe fn combine<S: Simd>(
+    s: S,
+    write: Write<'_>,
+    y: S::F,
+    out: *const f32,
+    gate: *const f32,
+) -> S::F {
+    match write {
+        Write::Store => y,
+        // SAFETY: the caller's promise.
+        Write::Add => s.add(unsafe { s.load(out) }, y),
+        // SAFETY: the caller's promise.
+        Write::Gate(act, _) => s.mul(
+            super::gated_act::activate(s, act, unsafe { s.load(gate) }),
+            y,
+        ),
+    }
+}

@@ -1,0 +1,83 @@
+//! The operations on this machine's CPU: one kernel source for every instruction set, threads of our own.
+//!
+//! Two promises hold for every operation: a row's result does not depend on the rows beside it, and no result depends on
+//! the number of threads. Both come from one rule: an output element is computed by one task, in one order of additions.
+
+mod activations;
+mod attention;
+mod embed;
+mod gated_act;
+mod isa;
+mod kv;
+mod matmul;
+mod matrix;
+mod norm;
+mod rope;
+mod shared;
+mod simd;
+mod threads;
+
+pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
+pub use activations::Activations;
+pub use isa::{Isa, isas};
+pub use kv::KvLayer;
+pub use matrix::Matrix;
+
+use std::sync::Arc;
+use threads::Pool;
+
+/// Elements worth a task of their own; below that a fork costs more than it saves.
+const TASK_ELEMENTS: usize = 8 * 1024;
+
+/// An instruction set and the threads that use it. Clones share the threads.
+#[derive(Clone)]
+pub struct Cpu {
+    isa: Isa,
+    pool: Arc<Pool>,
+    exact: bool,
+}
+
+impl Cpu {
+    /// The fastest instruction set of this machine, on `threads` threads (the calling one is among them).
+    pub fn new(threads: usize) -> Cpu {
+        Cpu::with_isa(Isa::best(), threads)
+    }
+
+    /// A given instruction set of [`isas`].
+    pub fn with_isa(isa: Isa, threads: usize) -> Cpu {
+        Cpu {
+            isa,
+            pool: Arc::new(Pool::new(threads.max(1))),
+            exact: false,
+        }
+    }
+
+    /// As [`with_isa`](Cpu::with_isa), but activations are never rounded to int8: matrix operations take f32 activations
+    /// and dequantised weights. Several times slower; it separates errors of a model's graph from those of rounding.
+    pub fn with_exact_activations(isa: Isa, threads: usize) -> Cpu {
+        Cpu {
+            exact: true,
+            ..Cpu::with_isa(isa, threads)
+        }
+    }
+
+    /// Threads that work on an operation.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The instruction set's name.
+    pub fn isa_name(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    /// Calls `task` on consecutive ranges that cover `0..count`, where an item is `cost` elements of work.
+    fn split(&self, count: usize, cost: usize, task: impl Fn(std::ops::Range<usize>) + Sync) {
+        // A few tasks a thread, so that a thread that was held up takes fewer.
+        let tasks = (count.saturating_mul(cost) / TASK_ELEMENTS)
+            .clamp(1, self.threads() * 4)
+            .min(count.max(1));
+        let bound = |i: usize| count * i / tasks;
+        self.pool.run(tasks, &|i| task(bound(i)..bound(i + 1)));
+    }
+}

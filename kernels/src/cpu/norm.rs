@@ -1,0 +1,148 @@
+//! Root-mean-square normalisation: to a buffer, onto a residual, per head in place, and fused with quantisation.
+
+use super::isa::Kernel;
+use super::shared::SharedOut;
+use super::simd::Simd;
+use super::{Activations, Cpu};
+
+impl Cpu {
+    /// RMS norm of each row of `weight.len()`: `out = x / sqrt(mean(x²) + eps) * weight`.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows or `out` has another length.
+    pub fn norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        self.norm_rows(x, weight, eps, out, Write::Replace);
+    }
+
+    /// `residual += norm(x)`.
+    ///
+    /// # Panics
+    /// As [`norm`](Cpu::norm).
+    pub fn norm_add(&self, x: &[f32], weight: &[f32], eps: f32, residual: &mut [f32]) {
+        self.norm_rows(x, weight, eps, residual, Write::Add);
+    }
+
+    fn norm_rows(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], write: Write) {
+        let width = weight.len();
+        assert!(
+            x.len().is_multiple_of(width) && x.len() == out.len(),
+            "whole rows, as many out as in"
+        );
+        let out = SharedOut::new(out);
+        self.split(x.len() / width, width, |range| {
+            for row in range {
+                let range = row * width..(row + 1) * width;
+                // SAFETY: every row belongs to one task.
+                let out = unsafe { out.part(range.clone()) };
+                self.isa.run(NormRow {
+                    x: &x[range],
+                    weight,
+                    eps,
+                    out,
+                    write,
+                });
+            }
+        });
+    }
+
+    /// [`norm`](Cpu::norm) and [`quantize`](Cpu::quantize) in one pass.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows.
+    pub fn norm_quantize(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Activations) {
+        let width = weight.len();
+        assert!(x.len().is_multiple_of(width), "whole rows");
+        out.reshape(x.len() / width, width);
+        self.fill(out, |row, out| {
+            let x = &x[row * width..(row + 1) * width];
+            self.isa.run(NormRow {
+                x,
+                weight,
+                eps,
+                out,
+                write: Write::Replace,
+            });
+        });
+    }
+
+    /// RMS norm of every head, in place; `x` is any number of heads of `head_dim`, `weight` is `[head_dim]`.
+    ///
+    /// # Panics
+    /// When `x` is not whole heads or `weight` is not one head wide.
+    pub fn qk_norm(&self, x: &mut [f32], head_dim: usize, weight: &[f32], eps: f32) {
+        assert!(
+            weight.len() == head_dim && x.len().is_multiple_of(head_dim),
+            "whole heads"
+        );
+        let heads = x.len() / head_dim;
+        let x = SharedOut::new(x);
+        self.split(heads, head_dim, |range| {
+            for head in range {
+                // SAFETY: every head belongs to one task.
+                let x = unsafe { x.part(head * head_dim..(head + 1) * head_dim) };
+                self.isa.run(NormHead { x, weight, eps });
+            }
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Write {
+    Replace,
+    Add,
+}
+
+struct NormRow<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+    write: Write,
+}
+
+impl Kernel for NormRow<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = inverse_rms(s, self.x, self.eps);
+        let parts = self.out.iter_mut().zip(self.x).zip(self.weight);
+        match self.write {
+            Write::Replace => parts.for_each(|((out, &x), &w)| *out = x * scale * w),
+            Write::Add => parts.for_each(|((out, &x), &w)| *out += x * scale * w),
+        }
+    }
+}
+
+struct NormHead<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for NormHead<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = inverse_rms(s, self.x, self.eps);
+        self.x
+            .iter_mut()
+            .zip(self.weight)
+            .for_each(|(x, &w)| *x = *x * scale * w);
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    let mut sum = s.splat(0.0);
+    let mut chunks = x.chunks_exact(S::LANES);
+    for chunk in &mut chunks {
+        // SAFETY: a chunk is `LANES` long.
+        let x = unsafe { s.load(chunk.as_ptr()) };
+        sum = s.mul_add(x, x, sum);
+    }
+    let rest: f32 = chunks.remainder().iter().map(|x| x * x).sum();
+    1.0 / ((s.sum(sum) + rest) / x.len() as f32 + eps).sqrt()
+}

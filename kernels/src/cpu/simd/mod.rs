@@ -1,0 +1,120 @@
+//! The vector operations that kernels are written over, once for every instruction set.
+//!
+//! An implementation is a zero-sized token that only detection makes, so holding one proves that its instructions exist
+//! and its methods are safe to call as far as instructions go. Methods that take pointers say what must be readable.
+//! Everything is `inline(always)`: it must end up inside a function compiled with the features (see `isa`).
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod scalar;
+
+/// A vector of `LANES` f32, and what goes with it.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Lanes of `F` and `I`; divides [`PANEL_ROWS`](super::matrix::PANEL_ROWS).
+    const LANES: usize;
+    /// How many activation rows a matrix tile takes at once: what the registers hold.
+    const TILE_ROWS: usize;
+    /// Whether [`dot4`](Simd::dot4) of 8-bit codes reads them as `code - 128`, because unsigned bytes would overflow.
+    const SIGNED_BYTES: bool;
+
+    /// f32 lanes.
+    type F: Copy;
+    /// i32 lanes.
+    type I: Copy;
+    /// Four bytes for each lane.
+    type C: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// # Safety
+    /// `LANES` f32 are readable at `p`.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// # Safety
+    /// `LANES` f32 are writable at `p`.
+    unsafe fn store(self, x: Self::F, p: *mut f32);
+    /// # Safety
+    /// `LANES` f16 are readable at `p`.
+    unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// Rounds to nearest even.
+    /// # Safety
+    /// `LANES` f16 are writable at `p`.
+    unsafe fn store_f16(self, x: Self::F, p: *mut u16);
+    /// # Safety
+    /// `LANES` bf16 are readable at `p`.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F;
+    /// Unsigned bytes, one a lane.
+    /// # Safety
+    /// `LANES` bytes are readable at `p`.
+    unsafe fn load_u8(self, p: *const u8) -> Self::F;
+    /// Signed bytes, one a lane.
+    /// # Safety
+    /// `LANES` bytes are readable at `p`.
+    unsafe fn load_i8(self, p: *const u8) -> Self::F;
+    /// Rounds to nearest even, to one byte a lane; lanes must be within ±127 (NaN gives some byte). Returns the sum.
+    /// # Safety
+    /// `LANES` bytes are writable at `p`.
+    unsafe fn store_i8(self, x: Self::F, p: *mut i8) -> i32;
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the hardware can.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `2^a` of integral `a` in −126..=127.
+    fn exp2_integral(self, a: Self::F) -> Self::F;
+    /// Sum of the lanes.
+    fn sum(self, a: Self::F) -> f32;
+    /// Largest lane.
+    fn max_lane(self, a: Self::F) -> f32;
+
+    fn int_zero(self) -> Self::I;
+    fn int_to_float(self, a: Self::I) -> Self::F;
+    /// # Safety
+    /// `4 * LANES` bytes are readable at `p`.
+    unsafe fn load_codes(self, p: *const u8) -> Self::C;
+    fn and(self, a: Self::C, mask: u8) -> Self::C;
+    fn or(self, a: Self::C, b: Self::C) -> Self::C;
+    /// Shifts 16-bit units left by `N` (0..=4); bits that come from the neighbouring byte are for `and` to remove.
+    fn shift_left<const N: u32>(self, a: Self::C) -> Self::C;
+    /// Shifts 16-bit units right by `N` (0..=4); as above.
+    fn shift_right<const N: u32>(self, a: Self::C) -> Self::C;
+    /// Adds to every lane the dot product of its 16 codes of `BITS` bits (4 in each of `codes`) with the 16 activations at `x`.
+    /// # Safety
+    /// 16 bytes are readable at `x`.
+    unsafe fn dot4<const BITS: u32>(
+        self,
+        acc: Self::I,
+        codes: &[Self::C; 4],
+        x: *const i8,
+    ) -> Self::I;
+
+    /// `e^x` within 2 ULP or so; below −87 it is about 1e-38, above 88 about 1e38.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let x = self.min(self.max(x, self.splat(-87.0)), self.splat(88.0));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts, so that n * ln 2 loses nothing.
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.0 / 5040.0);
+        for c in [
+            1.0 / 720.0,
+            1.0 / 120.0,
+            1.0 / 24.0,
+            1.0 / 6.0,
+            0.5,
+            1.0,
+            1.0,
+        ] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        self.mul(p, self.exp2_integral(n))
+    }
+}

@@ -1,0 +1,21 @@
+//! Root-mean-square normalisation.
+
+/// Scales every row to unit root-mean-square: `y = x / sqrt(mean(x²) + eps) * weight`.
+///
+/// `x`, `y`: `[rows, hidden]`; `weight`: `[hidden]`. Source: arXiv:1910.07467.
+///
+/// # Panics
+/// When `x` and `y` differ in length.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "as much out as in");
+    for (x, y) in x
+        .chunks_exact(weight.len())
+        .zip(y.chunks_exact_mut(weight.len()))
+    {
+        let mean = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / x.len() as f64;
+        let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+        for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
+            *y = (f64::from(x) * scale * f64::from(w)) as f32;
+        }
+    }
+}
