@@ -1,8 +1,52 @@
 //! The engine: one owner thread of the weights in use, the KV blocks and the batch.
+//!
+//! A caller holds a [`Client`]. It makes [`Sequence`]s, appends tokens to them, forks and rewinds them, and starts a
+//! [`Run`] that decodes one or a group of them as a [`Policy`] says. All callers' work shares one batch: each step
+//! computes one row for every decoding sequence and fills what is left of its token budget with pieces of prompts,
+//! the least served tenant first. Everything is given back by dropping the handle.
+//!
+//! ```text
+//! client ── commands (bounded), signals ──> receive ─ schedule ─ forward ─ sample ─ emit ──> events ── run
+//!                                           receive.rs scheduler/ executor  sampler/ emit.rs   outlet.rs
+//! ```
+//!
+//! The engine knows no sockets, files or programs. A tenant is a number with a weight and a budget of KV blocks, and
+//! what computes is behind the [`Executor`] trait. The futures here need no runtime.
 
+#![forbid(unsafe_code)]
+
+mod client;
+mod clock;
+mod emit;
+mod engine;
+mod error;
 mod executor;
+mod inbox;
+mod kv_cache;
+mod lifecycle;
 pub mod model;
+mod outlet;
+mod policy;
+mod receive;
+mod request;
+mod sampler;
+mod scheduler;
+#[cfg(any(test, feature = "scripted"))]
+pub mod scripted;
+#[cfg(test)]
+mod sim;
+mod stats;
+mod step;
 
+pub use client::{Client, Job, Owner, Run, Sequence};
+pub use clock::{Clock, SystemClock};
+pub use engine::{Engine, EngineConfig};
+pub use error::EngineError;
 pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
 pub use model::{LoadError, ModelOptions};
+pub use outlet::{Event, Finish, StopReason, UNREAD_TOKENS_MAX, Usage};
+pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
+pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError};
+pub use sampler::TokenLogprob;
+pub use stats::{Observer, StepReport, Stats};

@@ -1,0 +1,191 @@
+//! The owner thread: made with an executor, ended by shutdown, by dropping the engine, or by a panic of either.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::thread::JoinHandle;
+
+use realm_text::TextModel;
+use realm_weights::Gguf;
+
+use crate::client::{Client, Shared};
+use crate::clock::{Clock, SystemClock};
+use crate::error::EngineError;
+use crate::executor::{Executor, ModelFacts};
+use crate::inbox::Inbox;
+use crate::model::{self, LoadError, ModelOptions};
+use crate::stats::{Counters, Observer};
+use crate::step::{Limits, StepLoop};
+
+/// How an engine works.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// Rows of one step at most; more makes prompts faster and the time between tokens longer. At least 1.
+    pub step_tokens_max: u32,
+    /// Sequences in one step at most; more wait. 1 to `step_tokens_max`.
+    pub sequences_running_max: u32,
+    /// Commands that may wait for the next step; one tenant gets half of them at most.
+    pub queue_max: usize,
+    /// Sequences that may be alive, over all tenants.
+    pub sequences_max: usize,
+    /// What to call the model; empty is the name in its file.
+    pub model_name: String,
+    /// Seeds jobs that bring no seed.
+    pub seed: u64,
+    /// Told of every step.
+    pub observer: Option<Arc<dyn Observer>>,
+    /// Measures steps.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig {
+            step_tokens_max: 256,
+            sequences_running_max: 64,
+            queue_max: 256,
+            sequences_max: 16_384,
+            model_name: String::new(),
+            // The standard library's hash keys are the randomness at hand without a dependency.
+            seed: RandomState::new().hash_one("unseeded jobs"),
+            observer: None,
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+}
+
+impl std::fmt::Debug for EngineConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineConfig")
+            .field("step_tokens_max", &self.step_tokens_max)
+            .field("sequences_running_max", &self.sequences_running_max)
+            .field("queue_max", &self.queue_max)
+            .field("sequences_max", &self.sequences_max)
+            .field("model_name", &self.model_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An engine and its thread. Dropping it shuts it down.
+#[derive(Debug)]
+pub struct Engine {
+    client: Client,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Makes a model file ready and starts an engine for it.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or that its cache does not fit memory.
+    pub fn load(
+        gguf: Gguf,
+        options: ModelOptions,
+        config: EngineConfig,
+    ) -> Result<Engine, LoadError> {
+        let (executor, facts, text) = model::load(Arc::new(gguf), options)?;
+        Ok(Engine::spawn(executor, facts, text, config))
+    }
+
+    /// Starts an engine on any executor. `facts` must be true of it.
+    ///
+    /// When the system gives no thread, the engine is there but has stopped.
+    pub fn spawn(
+        executor: Box<dyn Executor>,
+        facts: ModelFacts,
+        text: Arc<TextModel>,
+        config: EngineConfig,
+    ) -> Engine {
+        let (client, step_loop) = assemble(executor, facts, text, config);
+        let own = OwnerThread { step_loop };
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || own.run())
+            .ok();
+        Engine { client, thread }
+    }
+
+    /// A handle to it.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Ends the engine after the step it is in. Jobs fail with [`EngineError::Stopped`], and so does every later call.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.client.shared.inbox.close();
+        if let Some(thread) = self.thread.take() {
+            // The thread catches its panics, so there is nothing to learn from its end.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A client and the loop it speaks to, without a thread.
+pub(crate) fn assemble(
+    executor: Box<dyn Executor>,
+    mut facts: ModelFacts,
+    text: Arc<TextModel>,
+    config: EngineConfig,
+) -> (Client, StepLoop) {
+    if !config.model_name.is_empty() {
+        facts.name = config.model_name;
+    }
+    let shared = Arc::new(Shared {
+        inbox: Inbox::new(config.queue_max),
+        counters: Counters::default(),
+        facts,
+        text,
+        sequences_max: config.sequences_max,
+        sequences: AtomicUsize::new(0),
+        ids: AtomicU64::new(1),
+    });
+    let limits = Limits {
+        step_tokens_max: config.step_tokens_max,
+        sequences_running_max: config.sequences_running_max,
+    };
+    let step_loop = StepLoop::new(
+        Arc::clone(&shared),
+        executor,
+        limits,
+        config.clock,
+        config.observer,
+        config.seed,
+    );
+    (Client { shared }, step_loop)
+}
+
+/// Closes the inbox however its thread ends, so that no caller waits for an engine that is gone.
+struct OwnerThread {
+    step_loop: StepLoop,
+}
+
+impl OwnerThread {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.step_loop.shared);
+        while shared.inbox.wait(self.step_loop.has_work()) {
+            // Unwind safe: after a panic the loop only tells its callers and is dropped.
+            let ended = match catch_unwind(AssertUnwindSafe(|| self.step_loop.step())) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_) => EngineError::Internal("the engine panicked".to_owned()),
+            };
+            self.step_loop.stop(&ended);
+            return;
+        }
+        self.step_loop.stop(&EngineError::Stopped);
+    }
+}
+
+impl Drop for OwnerThread {
+    fn drop(&mut self) {
+        self.step_loop.shared.inbox.close();
+    }
+}
