@@ -4,7 +4,7 @@
 
 use crate::SandboxError;
 use std::time::Duration;
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
 /// The most linear memory a component can be given, and the address space of one memory in the pool. Far below the
 /// 4 GiB a guard region could stand in for, so that compiled code checks its bounds, and does it without speculation.
@@ -71,8 +71,7 @@ pub(crate) fn runner(instances_max: u32) -> Config {
         .max_memories_per_module(1)
         .max_tables_per_module(TABLES_PER_COMPONENT)
         .table_elements(TABLE_ELEMENTS_CEILING)
-        .max_memory_size(MEMORY_BYTES_CEILING)
-        .memory_protection_keys(Enabled::No);
+        .max_memory_size(MEMORY_BYTES_CEILING);
     let mut config = common();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config

@@ -49,7 +49,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 }
 
 impl types::Host for State {
-    async fn convert_error(&mut self, failure: Failure) -> wasmtime::Result<Error> {
+    fn convert_error(&mut self, failure: Failure) -> wasmtime::Result<Error> {
         match failure {
             Failure::Typed(error) => Ok(error.into()),
             Failure::Trap(error) => Err(error),

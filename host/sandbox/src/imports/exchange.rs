@@ -7,6 +7,7 @@ use crate::bindings::realm::llm::generation::{Event, Finish};
 use crate::bindings::realm::llm::types::{Message, Role, StopReason, Tool, ToolCall, Usage};
 use crate::cpu::off_thread;
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, usage};
+use crate::imports::model::chat_tokens;
 use crate::imports::{Failure, engine_reason};
 use crate::request::{Prompt, Request, RequestKind};
 use crate::state::State;
@@ -14,14 +15,17 @@ use crate::{GuestError, ReplyEvent};
 use realm_engine as engine;
 use realm_engine::text::{ChatMessage, Specials};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
 /// Stands for the request of the store.
-pub(crate) struct RequestHandle;
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct RequestHandle;
 /// Stands for the reply of the store.
-pub(crate) struct ReplyHandle;
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct ReplyHandle;
 
 /// One call's request and what has been answered so far.
 pub(crate) struct Exchange {
@@ -165,7 +169,7 @@ impl HostRequest for State {
         let (kind, model) = (request.kind.clone(), request.model.clone());
         let client = self.client(&model)?;
         match kind {
-            RequestKind::Chat { messages, tools } => self.chat_tokens(client, messages, tools, true).await,
+            RequestKind::Chat { messages, tools } => chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, true).await,
             RequestKind::Completion { prompt: Prompt::Text(text), .. } => {
                 Ok(off_thread(&self.cpu, move || client.text().encode(&text, Specials::Parse, true)).await?)
             }

@@ -11,12 +11,14 @@ use std::time::Duration;
 use wasmtime::component::Resource;
 
 /// A policy under construction. The engine checks it when a run starts.
-pub(crate) struct PolicyHandle {
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct PolicyHandle {
     pub(crate) policy: engine::Policy,
 }
 
 /// A run that a component reads. What it used is added to the call when it is dropped, however that comes about.
-pub(crate) struct RunHandle {
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct RunHandle {
     pub(crate) run: engine::Run,
     usage: Arc<UsageMeter>,
 }

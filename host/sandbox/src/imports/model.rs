@@ -2,16 +2,18 @@
 
 use crate::bindings::realm::llm::model::{Facts, Host, HostModel};
 use crate::bindings::realm::llm::types::{Message, Role, Tool};
-use crate::cpu::off_thread;
+use crate::cpu::{CpuMeter, off_thread};
 use crate::imports::Failure;
 use crate::state::State;
 use realm_engine::Client;
 use realm_engine::text::{ChatMessage, Specials, ToolCall};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use wasmtime::component::Resource;
 
 /// A model that a component has open.
-pub(crate) struct ModelHandle {
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct ModelHandle {
     pub(crate) client: Client,
 }
 
@@ -60,7 +62,7 @@ impl HostModel for State {
         check_bytes(bytes, self.tenant.limits.json_bytes_max)?;
         let messages = messages.into_iter().map(chat_message).collect();
         let tools = tools.into_iter().map(tool_value).collect::<Result<_, _>>()?;
-        self.chat_tokens(client, messages, tools, open_turn).await
+        chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, open_turn).await
     }
 
     async fn drop(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<()> {
@@ -69,18 +71,16 @@ impl HostModel for State {
     }
 }
 
-impl State {
-    /// The chat in tokens; templates are the tenant's input too, so this runs where it may take its time.
-    pub(crate) async fn chat_tokens(
-        &self,
-        client: Client,
-        messages: Vec<ChatMessage>,
-        tools: Vec<Value>,
-        open_turn: bool,
-    ) -> Result<Vec<u32>, Failure> {
-        let render = move || client.text().chat_tokens(&messages, &tools, open_turn);
-        off_thread(&self.cpu, render).await?.map_err(|error| Failure::invalid(error.to_string()))
-    }
+/// The chat in tokens. Long chats take a while, so this runs where it may.
+pub(crate) async fn chat_tokens(
+    cpu: &Arc<CpuMeter>,
+    client: Client,
+    messages: Vec<ChatMessage>,
+    tools: Vec<Value>,
+    open_turn: bool,
+) -> Result<Vec<u32>, Failure> {
+    let render = move || client.text().chat_tokens(&messages, &tools, open_turn);
+    off_thread(cpu, render).await?.map_err(|error| Failure::invalid(error.to_string()))
 }
 
 fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Failure> {

@@ -8,7 +8,8 @@ use realm_engine::{Client, Sequence};
 use wasmtime::component::Resource;
 
 /// A sequence that a component holds, and the engine it lives in.
-pub(crate) struct SequenceHandle {
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct SequenceHandle {
     pub(crate) client: Client,
     pub(crate) sequence: Sequence,
 }
