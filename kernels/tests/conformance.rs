@@ -1,0 +1,756 @@
+//! Every operation on every instruction set of this machine against the reference, and the two promises of `cpu`:
+//! batched equals alone and any number of threads gives the same, bit for bit.
+
+use realm_kernels::cpu::{Isa, isas};
+use realm_kernels::quant::{BlockType, dequantize};
+use realm_kernels::reference::{self, PagedKv};
+use realm_kernels::{
+    Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, MatrixView,
+    Rope, RopeLayout,
+};
+
+/// Against the reference on the same int8 activations: only the order of f32 additions differs.
+const NMSE_MAX_SAME_ACTIVATIONS: f64 = 1e-10;
+/// Against the reference on f32 activations, for weights that stay f32 sums on both sides.
+const NMSE_MAX_FLOAT: f64 = 1e-11;
+/// Against the reference on f32 activations: rounding them to int8 in groups of 32, outliers among them. Asked of
+/// outputs large enough for the mean to mean something.
+const NMSE_MAX_INT8_ACTIVATIONS: f64 = 5e-4;
+const OUTPUTS_MIN_INT8: usize = 200;
+/// Attention: f32 against f64 on the same f16 keys and values.
+const NMSE_MAX_ATTENTION: f64 = 1e-10;
+/// Element-wise operations, relative to the larger of 1 and the value.
+const ERROR_MAX_ELEMENTWISE: f32 = 4e-6;
+
+/// A small generator, so that a failing case is the same every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Roughly normal, with now and then an outlier as real activations have.
+    fn float(&mut self) -> f32 {
+        let sum: f32 = (0..4)
+            .map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5)
+            .sum();
+        if self.next().is_multiple_of(61) {
+            sum * 12.0
+        } else {
+            sum
+        }
+    }
+
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+
+    /// Valid blocks: any bytes, but small finite f16 scales.
+    fn blocks(&mut self, ty: BlockType, rows: usize, cols: usize) -> Vec<u8> {
+        let halves: &[usize] = match ty {
+            BlockType::F32 => {
+                return self
+                    .floats(rows * cols)
+                    .iter()
+                    .flat_map(|v| v.to_le_bytes())
+                    .collect();
+            }
+            BlockType::F16 => {
+                return self.shorts(rows * cols, |v| half::f16::from_f32(v).to_bits());
+            }
+            BlockType::BF16 => {
+                return self.shorts(rows * cols, |v| half::bf16::from_f32(v).to_bits());
+            }
+            BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => &[0],
+            BlockType::Q6_K => &[208],
+            _ => &[0, 2],
+        };
+        let mut data: Vec<u8> = (0..rows * ty.row_bytes(cols).unwrap())
+            .map(|_| self.next() as u8)
+            .collect();
+        for block in data.chunks_exact_mut(ty.block_bytes()) {
+            for &at in halves {
+                let scale = half::f16::from_f32(self.float() * 0.02).to_le_bytes();
+                block[at..at + 2].copy_from_slice(&scale);
+            }
+        }
+        data
+    }
+
+    fn shorts(&mut self, count: usize, bits: impl Fn(f32) -> u16) -> Vec<u8> {
+        (0..count)
+            .flat_map(|_| bits(self.float()).to_le_bytes())
+            .collect()
+    }
+}
+
+fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let error: f64 = got
+        .iter()
+        .zip(want)
+        .map(|(&g, &w)| (f64::from(g) - f64::from(w)).powi(2))
+        .sum();
+    let power: f64 = want.iter().map(|&w| f64::from(w).powi(2)).sum();
+    error / power.max(f64::MIN_POSITIVE)
+}
+
+fn assert_close(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (g - w).abs() <= ERROR_MAX_ELEMENTWISE * w.abs().max(1.0),
+            "{what}, element {i}: {g} for {w}"
+        );
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+fn quantized(cpu: &Cpu, x: &[f32], cols: usize) -> Activations {
+    let mut out = Activations::default();
+    cpu.quantize(x, cols, &mut out);
+    out
+}
+
+fn matmul(cpu: &Cpu, view: MatrixView<'_>, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / view.cols * view.rows];
+    cpu.matmul(&cpu.prepare(view), &quantized(cpu, x, view.cols), &mut out);
+    out
+}
+
+/// Runs a check on every instruction set, saying which.
+fn on_every_isa(check: impl Fn(Isa)) {
+    for isa in isas() {
+        println!("on {}", isa.name());
+        check(isa);
+    }
+}
+
+#[test]
+fn what_the_machine_has_is_run() {
+    let names: Vec<_> = isas().iter().map(|isa| isa.name()).collect();
+    println!("instruction sets: {names:?}");
+    assert_eq!(names[0], "scalar");
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        assert_eq!(
+            avx2,
+            names.contains(&"avx2"),
+            "AVX2 is there and is not run"
+        );
+        let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
+        assert_eq!(
+            vnni,
+            names.contains(&"avx512-vnni"),
+            "AVX-512 VNNI is there and is not run"
+        );
+    }
+}
+
+#[test]
+fn matmul_is_the_reference_on_the_same_int8_activations() {
+    on_every_isa(|isa| {
+        let mut random = Random(1);
+        let cpu = Cpu::with_isa(isa, 2);
+        for ty in BlockType::RUNNABLE {
+            let float = ty.block_len() == 1;
+            let shapes: &[(usize, usize)] = match ty.block_len() {
+                1 => &[(1, 1), (17, 33), (40, 100), (16, 64)],
+                32 => &[(1, 32), (17, 96), (50, 576), (16, 64)],
+                _ => &[(1, 256), (17, 512), (33, 768)],
+            };
+            for &(rows, cols) in shapes {
+                let data = random.blocks(ty, rows, cols);
+                let view = MatrixView {
+                    ty,
+                    rows,
+                    cols,
+                    data: &data,
+                };
+                for count in [1, 2, 3, 7, 8, 9, 13] {
+                    let x = random.floats(count * cols);
+                    let got = matmul(&cpu, view, &x);
+                    let what = format!(
+                        "{} {rows}x{cols} times {count} on {}",
+                        ty.name(),
+                        isa.name()
+                    );
+                    let mut want = vec![0.0; got.len()];
+                    reference::matmul(view, &x, &mut want);
+                    let error = nmse(&got, &want);
+                    if float {
+                        assert!(error < NMSE_MAX_FLOAT, "{what}: {error:e}");
+                        continue;
+                    }
+                    let large = got.len() >= OUTPUTS_MIN_INT8;
+                    assert!(
+                        !large || error < NMSE_MAX_INT8_ACTIVATIONS,
+                        "{what}: {error:e}"
+                    );
+                    let (codes, scales) = reference::quantize(&x);
+                    let rounded: Vec<f32> = codes
+                        .iter()
+                        .enumerate()
+                        .map(|(i, &c)| f32::from(c) * scales[i / 32])
+                        .collect();
+                    reference::matmul(view, &rounded, &mut want);
+                    let error = nmse(&got, &want);
+                    assert!(error < NMSE_MAX_SAME_ACTIVATIONS, "{what}: {error:e}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn the_largest_codes_and_activations_do_not_overflow() {
+    on_every_isa(|isa| {
+        let cpu = Cpu::with_isa(isa, 1);
+        for ty in [
+            BlockType::Q4_0,
+            BlockType::Q5_0,
+            BlockType::Q8_0,
+            BlockType::Q5_K,
+            BlockType::Q6_K,
+        ] {
+            let cols = 256;
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                let mut data = vec![fill; ty.row_bytes(cols).unwrap()];
+                for block in data.chunks_exact_mut(ty.block_bytes()) {
+                    let at = if ty == BlockType::Q6_K { 208 } else { 0 };
+                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
+                    if ty == BlockType::Q5_K {
+                        block[2..4].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
+                    }
+                }
+                let view = MatrixView {
+                    ty,
+                    rows: 1,
+                    cols,
+                    data: &data,
+                };
+                for x in [vec![127.0; cols], vec![-127.0; cols]] {
+                    let mut want = [0.0];
+                    reference::matmul(view, &x, &mut want);
+                    let got = matmul(&cpu, view, &x);
+                    let bound = want[0].abs().max(1.0) * 1e-5;
+                    assert!(
+                        (got[0] - want[0]).abs() <= bound,
+                        "{} {fill:#x}: {} for {}",
+                        ty.name(),
+                        got[0],
+                        want[0]
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn exact_activations_are_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(2);
+        let cpu = Cpu::with_exact_activations(isa, 2);
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols, count) = (37, 512, 9);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let x = random.floats(count * cols);
+            let mut want = vec![0.0; count * rows];
+            reference::matmul(view, &x, &mut want);
+            let error = nmse(&matmul(&cpu, view, &x), &want);
+            assert!(
+                error < NMSE_MAX_FLOAT,
+                "{} on {}: {error:e}",
+                ty.name(),
+                isa.name()
+            );
+        }
+    });
+}
+
+#[test]
+fn a_row_is_the_same_alone_in_any_batch_and_on_any_threads() {
+    on_every_isa(|isa| {
+        let mut random = Random(3);
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols, count) = (83, 512, 21);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let x = random.floats(count * cols);
+            let batched = matmul(&Cpu::with_isa(isa, 1), view, &x);
+            for threads in [1, 2, 3] {
+                let cpu = Cpu::with_isa(isa, threads);
+                assert!(
+                    same_bits(&matmul(&cpu, view, &x), &batched),
+                    "{} on {threads} threads",
+                    ty.name()
+                );
+                for (row, x) in x.chunks_exact(cols).enumerate() {
+                    let alone = matmul(&cpu, view, x);
+                    let same = same_bits(&alone, &batched[row * rows..(row + 1) * rows]);
+                    assert!(
+                        same,
+                        "{} row {row} on {} with {threads} threads",
+                        ty.name(),
+                        isa.name()
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn matmul_add_adds() {
+    on_every_isa(|isa| {
+        let mut random = Random(4);
+        let cpu = Cpu::with_isa(isa, 2);
+        let (ty, rows, cols, count) = (BlockType::Q4_1, 35, 64, 5);
+        let data = random.blocks(ty, rows, cols);
+        let view = MatrixView {
+            ty,
+            rows,
+            cols,
+            data: &data,
+        };
+        let (x, mut residual) = (random.floats(count * cols), random.floats(count * rows));
+        let want: Vec<f32> = residual
+            .iter()
+            .zip(matmul(&cpu, view, &x))
+            .map(|(r, y)| r + y)
+            .collect();
+        cpu.matmul_add(
+            &cpu.prepare(view),
+            &quantized(&cpu, &x, cols),
+            &mut residual,
+        );
+        assert!(same_bits(&residual, &want), "on {}", isa.name());
+    });
+}
+
+#[test]
+fn embedding_from_a_prepared_table_is_dequantisation_exactly() {
+    on_every_isa(|isa| {
+        let mut random = Random(5);
+        let cpu = Cpu::with_isa(isa, 2);
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols) = (37, 512);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let table = cpu.prepare(view);
+            assert_eq!(
+                (table.rows(), table.cols(), table.block_type()),
+                (rows, cols, ty)
+            );
+            let ids = [0, 36, 16, 15, 36];
+            let mut got = vec![0.0; ids.len() * cols];
+            cpu.embed(&table, &ids, 1.0, &mut got);
+            let mut want = vec![0.0; cols];
+            for (&id, got) in ids.iter().zip(got.chunks_exact(cols)) {
+                dequantize(ty, view.row(id as usize), &mut want);
+                assert!(same_bits(got, &want), "{} row {id}", ty.name());
+            }
+            let mut want = vec![0.0; ids.len() * cols];
+            reference::embed(view, &ids, 25.3, &mut want);
+            cpu.embed(&table, &ids, 25.3, &mut got);
+            assert!(same_bits(&got, &want), "{} scaled", ty.name());
+        }
+    });
+}
+
+#[test]
+fn norms_are_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(6);
+        let cpu = Cpu::with_isa(isa, 2);
+        for (rows, width) in [(1, 1), (3, 7), (2, 576), (70, 640), (5, 100)] {
+            let (x, weight) = (random.floats(rows * width), random.floats(width));
+            let mut want = vec![0.0; x.len()];
+            reference::rms_norm(&x, &weight, 1e-5, &mut want);
+            let mut got = vec![0.0; x.len()];
+            cpu.norm(&x, &weight, 1e-5, &mut got);
+            assert_close(&got, &want, "norm");
+
+            let residual = random.floats(x.len());
+            let mut sum = residual.clone();
+            cpu.norm_add(&x, &weight, 1e-5, &mut sum);
+            let expected: Vec<f32> = residual.iter().zip(&want).map(|(r, y)| r + y).collect();
+            assert_close(&sum, &expected, "norm_add");
+
+            let mut heads = x.clone();
+            cpu.qk_norm(&mut heads, width, &weight, 1e-5);
+            assert!(same_bits(&heads, &got), "qk_norm");
+        }
+        let zeros = [0.0; 64];
+        let mut got = [1.0; 64];
+        cpu.norm(&zeros, &[1.0; 64], 1e-6, &mut got);
+        assert_eq!(got, zeros);
+    });
+}
+
+#[test]
+fn the_fused_norm_is_norm_then_quantise() {
+    on_every_isa(|isa| {
+        let mut random = Random(7);
+        let cpu = Cpu::with_isa(isa, 2);
+        let (rows, width) = (9, 576);
+        let (x, weight) = (random.floats(rows * width), random.floats(width));
+        let data = random.blocks(BlockType::Q8_0, 20, width);
+        let matrix = cpu.prepare(MatrixView {
+            ty: BlockType::Q8_0,
+            rows: 20,
+            cols: width,
+            data: &data,
+        });
+        let mut normed = vec![0.0; x.len()];
+        cpu.norm(&x, &weight, 1e-5, &mut normed);
+        let (mut a, mut b) = (vec![0.0; rows * 20], vec![0.0; rows * 20]);
+        cpu.matmul(&matrix, &quantized(&cpu, &normed, width), &mut a);
+        let mut fused = quantized(&cpu, &random.floats(3000), 3000);
+        cpu.norm_quantize(&x, &weight, 1e-5, &mut fused);
+        cpu.matmul(&matrix, &fused, &mut b);
+        assert!(same_bits(&a, &b), "on {}", isa.name());
+    });
+}
+
+#[test]
+fn rope_is_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(8);
+        let cpu = Cpu::with_isa(isa, 2);
+        for layout in [RopeLayout::Adjacent, RopeLayout::HalfSplit] {
+            for (head_dim, dims, heads) in [(64, 64, 9), (256, 256, 4), (80, 32, 3), (6, 2, 1)] {
+                let factors: Vec<f32> = (0..dims / 2).map(|i| 1.0 + i as f32 / 7.0).collect();
+                for factors in [None, Some(factors.as_slice())] {
+                    let rope = Rope::new(head_dim, dims, 10_000.0, 0.5, layout, factors);
+                    let positions = [0, 1, 1023, 1024, 8191, 100_000, 3_000_000];
+                    let mut got = random.floats(positions.len() * heads * head_dim);
+                    let mut want = got.clone();
+                    cpu.rope(&mut got, heads, &rope, &positions);
+                    reference::rope(&mut want, heads, &rope, &positions);
+                    assert_close(&got, &want, "rope");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gate_up_act_is_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(9);
+        for act in [Activation::Silu, Activation::GeluTanh] {
+            for (gate_ty, up_ty, width, cols) in [
+                (BlockType::Q5_0, BlockType::Q4_1, 96, 64),
+                (BlockType::F32, BlockType::F16, 40, 30),
+            ] {
+                let (rows, outs) = (11, 19);
+                let (g, u) = (
+                    random.blocks(gate_ty, width, cols),
+                    random.blocks(up_ty, width, cols),
+                );
+                let down = random.blocks(BlockType::F32, outs, width);
+                let gate = MatrixView {
+                    ty: gate_ty,
+                    rows: width,
+                    cols,
+                    data: &g,
+                };
+                let up = MatrixView {
+                    ty: up_ty,
+                    rows: width,
+                    cols,
+                    data: &u,
+                };
+                let down = MatrixView {
+                    ty: BlockType::F32,
+                    rows: outs,
+                    cols: width,
+                    data: &down,
+                };
+                let x: Vec<f32> = random.floats(rows * cols).iter().map(|v| v * 3.0).collect();
+                let cpu = Cpu::with_exact_activations(isa, 2);
+                let mut fused = Activations::default();
+                let (gate_ready, up_ready) = (cpu.prepare(gate), cpu.prepare(up));
+                let act_in = quantized(&cpu, &x, cols);
+                cpu.gate_up_act(
+                    &gate_ready,
+                    &up_ready,
+                    act,
+                    &act_in,
+                    &mut Vec::new(),
+                    &mut fused,
+                );
+                let mut got = vec![0.0; rows * outs];
+                cpu.matmul(&cpu.prepare(down), &fused, &mut got);
+
+                let (mut a, mut b) = (vec![0.0; rows * width], vec![0.0; rows * width]);
+                reference::matmul(gate, &x, &mut a);
+                reference::matmul(up, &x, &mut b);
+                let mut gated = vec![0.0; rows * width];
+                reference::gated_act(act, &a, &b, &mut gated);
+                let mut want = vec![0.0; rows * outs];
+                reference::matmul(down, &gated, &mut want);
+                let error = nmse(&got, &want);
+                assert!(
+                    error < NMSE_MAX_FLOAT,
+                    "{act:?} on {}: {error:e}",
+                    isa.name()
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn gate_up_act_quantises_for_the_next_matrix() {
+    on_every_isa(|isa| {
+        let mut random = Random(10);
+        let (width, cols, outs, count) = (96, 64, 20, 9);
+        let (g, u) = (
+            random.blocks(BlockType::Q4_0, width, cols),
+            random.blocks(BlockType::Q4_0, width, cols),
+        );
+        let d = random.blocks(BlockType::Q8_0, outs, width);
+        let x = random.floats(count * cols);
+        let run = |cpu: &Cpu, x: &[f32]| {
+            let prepare = |rows, cols, ty, data| {
+                cpu.prepare(MatrixView {
+                    ty,
+                    rows,
+                    cols,
+                    data,
+                })
+            };
+            let gate = prepare(width, cols, BlockType::Q4_0, &g);
+            let up = prepare(width, cols, BlockType::Q4_0, &u);
+            let down = prepare(outs, width, BlockType::Q8_0, &d);
+            let mut fused = Activations::default();
+            let (mut tmp, x) = (Vec::new(), quantized(cpu, x, cols));
+            cpu.gate_up_act(&gate, &up, Activation::Silu, &x, &mut tmp, &mut fused);
+            let mut out = vec![0.0; x.rows() * outs];
+            cpu.matmul(&down, &fused, &mut out);
+            out
+        };
+        let int8 = run(&Cpu::with_isa(isa, 2), &x);
+        let exact = run(&Cpu::with_exact_activations(isa, 2), &x);
+        assert!(nmse(&int8, &exact) < 2e-3, "{:e}", nmse(&int8, &exact));
+        for threads in [1, 3] {
+            let cpu = Cpu::with_isa(isa, threads);
+            for (row, x) in x.chunks_exact(cols).enumerate() {
+                assert!(
+                    same_bits(&run(&cpu, x), &int8[row * outs..(row + 1) * outs]),
+                    "row {row}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn zeros_and_tiny_rows_quantise_to_something_finite() {
+    on_every_isa(|isa| {
+        let cpu = Cpu::with_isa(isa, 1);
+        let mut random = Random(11);
+        let data = random.blocks(BlockType::Q4_1, 16, 64);
+        let view = MatrixView {
+            ty: BlockType::Q4_1,
+            rows: 16,
+            cols: 64,
+            data: &data,
+        };
+        assert_eq!(matmul(&cpu, view, &[0.0; 64]), [0.0; 16]);
+        assert!(
+            matmul(&cpu, view, &[1e-44; 64])
+                .iter()
+                .all(|v| v.is_finite())
+        );
+        // Whatever a broken model computes, the operation ends.
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+            matmul(&cpu, view, &[bad; 64]);
+        }
+    });
+}
+
+/// A layer with scattered blocks: tables, f16-rounded keys and values as the reference wants them, and the layer.
+struct Cache {
+    tables: Vec<Vec<u32>>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    layer: KvLayer,
+}
+
+fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usize]) -> Cache {
+    let width = shape.kv_heads * shape.head_dim;
+    let needed: usize = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).sum();
+    let blocks = needed + 3;
+    // Blocks are handed out backwards, the sequences' in turn.
+    let mut free: Vec<u32> = (0..blocks as u32).collect();
+    let mut tables = vec![Vec::new(); lengths.len()];
+    while tables
+        .iter()
+        .zip(lengths)
+        .any(|(t, n)| t.len() < n.div_ceil(BLOCK_TOKENS))
+    {
+        for (table, length) in tables.iter_mut().zip(lengths) {
+            if table.len() < length.div_ceil(BLOCK_TOKENS) {
+                table.push(free.pop().unwrap());
+            }
+        }
+    }
+    let mut layer = KvLayer::new(blocks, shape.kv_heads, shape.head_dim);
+    let mut keys = vec![f32::NAN; blocks * BLOCK_TOKENS * width];
+    let mut values = keys.clone();
+    for (table, &length) in tables.iter().zip(lengths) {
+        let slots: Vec<u32> = (0..length)
+            .map(|p| table[p / BLOCK_TOKENS] * 16 + (p % BLOCK_TOKENS) as u32)
+            .collect();
+        let (k, v) = (random.floats(length * width), random.floats(length * width));
+        cpu.kv_write(&k, &v, &mut layer, &slots);
+        let round = |x: &f32| half::f16::from_f32(*x).to_f32();
+        for (i, &slot) in slots.iter().enumerate() {
+            let (from, to) = (i * width..(i + 1) * width, slot as usize * width);
+            keys[to..to + width]
+                .copy_from_slice(&k[from.clone()].iter().map(round).collect::<Vec<_>>());
+            values[to..to + width].copy_from_slice(&v[from].iter().map(round).collect::<Vec<_>>());
+        }
+    }
+    Cache {
+        tables,
+        keys,
+        values,
+        layer,
+    }
+}
+
+#[test]
+fn attention_is_the_reference() {
+    let shape = |heads, kv_heads, head_dim, window, softcap| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        window,
+        softcap,
+    };
+    let shapes = [
+        shape(9, 3, 64, None, None),
+        shape(4, 1, 256, Some(20), None),
+        shape(4, 4, 16, None, Some(30.0)),
+        shape(12, 2, 40, Some(1), Some(2.0)),
+        shape(5, 1, 7, Some(33), None),
+    ];
+    on_every_isa(|isa| {
+        let mut random = Random(12);
+        for shape in &shapes {
+            let cpu = Cpu::with_isa(isa, 2);
+            let cache = cache(&mut random, &cpu, shape, &[1, 16, 75]);
+            let tables: Vec<&[u32]> = cache.tables.iter().map(Vec::as_slice).collect();
+            let rows: Vec<AttentionRow> = [
+                (2, 0),
+                (0, 0),
+                (2, 74),
+                (1, 15),
+                (2, 15),
+                (2, 16),
+                (1, 7),
+                (2, 48),
+            ]
+            .map(|(table, position)| AttentionRow { table, position })
+            .into();
+            let width = shape.heads * shape.head_dim;
+            let q: Vec<f32> = random
+                .floats(rows.len() * width)
+                .iter()
+                .map(|v| v * 3.0)
+                .collect();
+            let mut want = vec![0.0; q.len()];
+            let kv = PagedKv {
+                keys: &cache.keys,
+                values: &cache.values,
+            };
+            reference::attention(&q, &kv, &rows, &tables, shape, &mut want);
+            let mut got = vec![f32::NAN; q.len()];
+            cpu.attention(&q, &cache.layer, &rows, &tables, shape, &mut got);
+            let error = nmse(&got, &want);
+            assert!(
+                error < NMSE_MAX_ATTENTION,
+                "{shape:?} on {}: {error:e}",
+                isa.name()
+            );
+
+            for threads in [1, 3] {
+                let cpu = Cpu::with_isa(isa, threads);
+                for (i, row) in rows.iter().enumerate() {
+                    let (range, mut alone) = (i * width..(i + 1) * width, vec![0.0; width]);
+                    cpu.attention(
+                        &q[range.clone()],
+                        &cache.layer,
+                        &[*row],
+                        &tables,
+                        shape,
+                        &mut alone,
+                    );
+                    assert!(
+                        same_bits(&alone, &got[range]),
+                        "{shape:?} row {i} on {}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_copied_block_serves_as_the_original_does() {
+    let shape = AttentionShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+        scale: 0.2,
+        window: None,
+        softcap: None,
+    };
+    on_every_isa(|isa| {
+        let mut random = Random(13);
+        let cpu = Cpu::with_isa(isa, 1);
+        let mut cache = cache(&mut random, &cpu, &shape, &[30]);
+        let fork = [cache.tables[0][0], 0];
+        cache.layer.copy_block(cache.tables[0][1], 0);
+        let q = random.floats(64);
+        let row = [AttentionRow {
+            table: 0,
+            position: 29,
+        }];
+        let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
+        cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
+        cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
+        assert!(same_bits(&a, &b));
+    });
+}
