@@ -1,1 +1,10 @@
-//! The Realm server and its command line.
+//! The Realm server: ingress, admin plane, registry, metrics, settings and the command line.
+//!
+//! The composition root: it owns the outside world (sockets, files, the clock, keys) and hands requests to the
+//! sandbox. It never touches KV blocks, logits or tensors.
+
+#![forbid(unsafe_code)]
+
+pub mod auth;
+pub mod config;
+pub mod registry;

@@ -1,0 +1,343 @@
+//! Settings: defaults, then a TOML file, then `REALM_…` variables, then flags; the later one wins.
+//!
+//! A key is the same word everywhere: `kv_memory_mib` in the file, `REALM_KV_MEMORY_MIB`, `--kv-memory-mib`; inside a
+//! table it is `limits.cpu_ms_max` and `REALM_LIMITS__CPU_MS_MAX`. An unknown key is refused by its name.
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use realm_sandbox::Limits;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Variables with our prefix that are not settings of the server: they belong to clients, tests and this loader.
+const NOT_SETTINGS: [&str; 8] =
+    ["config", "log", "url", "api_key", "admin_url", "models", "guests", "bin"];
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where clients connect; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the operator connects; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// The folder that holds all state; made if missing.
+    pub data_dir: PathBuf,
+    /// The GGUF file to serve.
+    pub model: Option<PathBuf>,
+    /// What clients call it; by default made from the file's name.
+    pub model_name: Option<String>,
+    /// Threads that compute; 0 is one per processor.
+    pub threads: usize,
+    /// Memory for keys and values of all sequences.
+    pub kv_memory_mib: u64,
+    /// Longest sequence in tokens; by default what the model was made for.
+    pub context_max: Option<u32>,
+    /// Tokens the engine computes in one step at most.
+    pub step_tokens_max: u32,
+    /// Sequences in one batch at most.
+    pub sequences_running_max: u32,
+    /// Commands that may wait for the engine.
+    pub queue_max: usize,
+    /// The operator's token; by default one is made once and kept in the data folder.
+    pub admin_token: Option<String>,
+    /// How long requests in flight may go on after the server was told to stop.
+    pub drain_ms: u64,
+    /// Components that may run at once, over all tenants.
+    pub instances_max: u32,
+    /// Requests of one tenant at once, unless the tenant has its own number.
+    pub tenant_requests_max: u32,
+    /// Memory of all running components of one tenant together.
+    pub tenant_memory_mib: u64,
+    /// Address space of the process that compiles an upload.
+    pub compile_memory_mib: u64,
+    /// Time that compiling an upload may take.
+    pub compile_ms_max: u64,
+    /// Size of an uploaded component.
+    pub upload_mib_max: u64,
+    /// Limits of one call.
+    pub limits: CallLimits,
+}
+
+/// Limits of one call of a component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CallLimits {
+    /// Linear memory.
+    pub memory_mib_max: u64,
+    /// Processor time.
+    pub cpu_ms_max: u64,
+    /// Time on the clock, waiting included.
+    pub wall_ms_max: u64,
+    /// Sequences, runs and policies held at once.
+    pub handles_max: u32,
+    /// Log lines.
+    pub log_kib_max: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Config {
+            listen: here(8080),
+            admin_listen: here(8081),
+            data_dir: PathBuf::from(".realm"),
+            model: None,
+            model_name: None,
+            threads: 0,
+            kv_memory_mib: 1024,
+            context_max: None,
+            step_tokens_max: 256,
+            sequences_running_max: 64,
+            queue_max: 256,
+            admin_token: None,
+            drain_ms: 30_000,
+            instances_max: 128,
+            tenant_requests_max: 64,
+            tenant_memory_mib: 1024,
+            compile_memory_mib: 4096,
+            compile_ms_max: 60_000,
+            upload_mib_max: 32,
+            limits: CallLimits::default(),
+        }
+    }
+}
+
+impl Default for CallLimits {
+    fn default() -> CallLimits {
+        let limits = Limits::default();
+        CallLimits {
+            memory_mib_max: (limits.memory_bytes_max >> 20) as u64,
+            cpu_ms_max: limits.cpu_ms_max,
+            wall_ms_max: limits.wall_ms_max,
+            handles_max: limits.handles_max,
+            log_kib_max: (limits.log_bytes_max >> 10) as u64,
+        }
+    }
+}
+
+impl CallLimits {
+    /// As the sandbox counts them.
+    pub fn to_sandbox(&self) -> Limits {
+        let bytes = |units: u64, shift: u32| {
+            usize::try_from(units.saturating_mul(1 << shift)).unwrap_or(usize::MAX)
+        };
+        Limits {
+            memory_bytes_max: bytes(self.memory_mib_max, 20),
+            cpu_ms_max: self.cpu_ms_max,
+            wall_ms_max: self.wall_ms_max,
+            handles_max: self.handles_max,
+            log_bytes_max: bytes(self.log_kib_max, 10),
+            ..Limits::default()
+        }
+    }
+}
+
+/// The flags that are settings. A flag that was not given says nothing.
+#[derive(Clone, Debug, Default, clap::Args, Serialize)]
+pub struct Flags {
+    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// Where the operator connects; port 0 takes a free one [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<String>,
+    /// Folder that holds all state; made if missing [default: .realm]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// GGUF file to serve
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// What clients call the model [default: from the file's name]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_name: Option<String>,
+    /// Threads that compute; 0 is one per processor
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values of all sequences, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_memory_mib: Option<u64>,
+    /// Longest sequence in tokens [default: the model's]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_max: Option<u32>,
+    /// Tokens computed in one step at most [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_tokens_max: Option<u32>,
+    /// The operator's token; better in REALM_ADMIN_TOKEN, where other users of the machine do not see it
+    #[arg(long, value_name = "TOKEN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_token: Option<String>,
+    /// How long requests in flight may go on after the server was told to stop [default: 30000]
+    #[arg(long, value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
+}
+
+impl Config {
+    /// Puts the four sources together.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a key is unknown or its value is wrong; the message names the key.
+    pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
+        let mut sources = Figment::from(Serialized::defaults(Config::default()));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+            sources = sources.merge(Toml::string(&text));
+        }
+        let environment = Env::prefixed("REALM_").ignore(&NOT_SETTINGS).split("__");
+        let config: Config =
+            sources.merge(environment).merge(Serialized::defaults(flags)).extract().map_err(Box::new)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("kv_memory_mib", self.kv_memory_mib),
+            ("step_tokens_max", self.step_tokens_max.into()),
+            ("sequences_running_max", self.sequences_running_max.into()),
+            ("queue_max", self.queue_max as u64),
+            ("instances_max", self.instances_max.into()),
+            ("tenant_requests_max", self.tenant_requests_max.into()),
+            ("tenant_memory_mib", self.tenant_memory_mib),
+            ("compile_memory_mib", self.compile_memory_mib),
+            ("compile_ms_max", self.compile_ms_max),
+            ("upload_mib_max", self.upload_mib_max),
+            ("limits.memory_mib_max", self.limits.memory_mib_max),
+            ("limits.cpu_ms_max", self.limits.cpu_ms_max),
+            ("limits.wall_ms_max", self.limits.wall_ms_max),
+            ("limits.handles_max", self.limits.handles_max.into()),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Value { key, wanted: "at least 1" });
+        }
+        if self.admin_token.as_ref().is_some_and(|token| token.len() < 16) {
+            return Err(ConfigError::Value { key: "admin_token", wanted: "at least 16 characters long" });
+        }
+        if self.model_name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 200) {
+            return Err(ConfigError::Value { key: "model_name", wanted: "1 to 200 characters long" });
+        }
+        Ok(())
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or not readable.
+    #[error("cannot read the settings in {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key is unknown, or its value is of another kind.
+    #[error("settings: {0}")]
+    Refused(#[from] Box<figment::Error>),
+    /// A value is out of range.
+    #[error("settings: {key} must be {wanted}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What would be right.
+        wanted: &'static str,
+    },
+}
+
+/// The name clients see for a model file: its stem in lower case, without the quantisation at the end.
+pub fn model_name_of(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let is_quantisation = |word: &str| {
+        matches!(word, "f16" | "f32" | "bf16")
+            || word.strip_prefix("iq").or_else(|| word.strip_prefix('q')).is_some_and(|rest| {
+                rest.starts_with(|c: char| c.is_ascii_digit())
+                    && rest.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            })
+    };
+    match stem.rsplit_once(['.', '-']) {
+        Some((name, last)) if !name.is_empty() && is_quantisation(last) => name.to_owned(),
+        _ if stem.is_empty() => "model".to_owned(),
+        _ => stem,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::result_large_err, reason = "the type of figment's own test helper")]
+mod tests {
+    use super::*;
+    use figment::Jail;
+
+    fn load(flags: &Flags) -> Result<Config, String> {
+        Config::load(Some(Path::new("realm.toml")), flags).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+        Jail::expect_with(|jail| {
+            jail.clear_env();
+            jail.create_file("realm.toml", "")?;
+            assert_eq!(load(&Flags::default()).unwrap(), Config::default());
+            jail.create_file("realm.toml", "threads = 2\ndrain_ms = 2\n[limits]\ncpu_ms_max = 2\n")?;
+            let config = load(&Flags::default()).unwrap();
+            assert_eq!((config.threads, config.drain_ms, config.limits.cpu_ms_max), (2, 2, 2));
+            assert_eq!(config.limits.wall_ms_max, CallLimits::default().wall_ms_max, "others of the table stay");
+            jail.set_env("REALM_THREADS", "3");
+            jail.set_env("REALM_LIMITS__CPU_MS_MAX", "3");
+            let config = load(&Flags::default()).unwrap();
+            assert_eq!((config.threads, config.drain_ms, config.limits.cpu_ms_max), (3, 2, 3));
+            let flags = Flags { threads: Some(4), ..Flags::default() };
+            assert_eq!(load(&flags).unwrap().threads, 4);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        Jail::expect_with(|jail| {
+            jail.clear_env();
+            for (text, key) in [
+                ("lisen = \"127.0.0.1:0\"", "lisen"),
+                ("listen = \"nowhere\"", "listen"),
+                ("threads = \"many\"", "threads"),
+                ("[limits]\nmemory_mib_mx = 4", "memory_mib_mx"),
+                ("[limits]\ncpu_ms_max = 0", "cpu_ms_max"),
+                ("admin_token = \"short\"", "admin_token"),
+            ] {
+                jail.create_file("realm.toml", text)?;
+                let error = load(&Flags::default()).unwrap_err();
+                assert!(error.contains(key), "{text}: {error}");
+            }
+            jail.create_file("realm.toml", "")?;
+            jail.set_env("REALM_MODELS", "/models");
+            assert!(load(&Flags::default()).is_ok(), "not a setting");
+            jail.set_env("REALM_MODLE", "x");
+            assert!(load(&Flags::default()).unwrap_err().contains("modle"));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_model_is_called_by_its_file_without_the_quantisation() {
+        for (file, name) in [
+            ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
+            ("gemma-3-270m-q4_k_m.gguf", "gemma-3-270m"),
+            ("/a/qwen3.gguf", "qwen3"),
+            ("model-f16.gguf", "model"),
+        ] {
+            assert_eq!(model_name_of(Path::new(file)), name);
+        }
+    }
+}
