@@ -1,0 +1,64 @@
+//! What can be wrong with a tokenizer, a template or a chat.
+
+/// An error of this crate. [`TextError::Template`] is the client's fault; the others are the model file's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// The tokenizer's algorithm is not one of ours.
+    #[error("tokenizer model '{found}' is not supported (supported: gpt2, llama)")]
+    UnknownModel {
+        /// `tokenizer.ggml.model` of the file.
+        found: String,
+    },
+    /// The rule that cuts text into words is not one of ours.
+    #[error("pre-tokenizer '{found}' is not supported (supported: {supported})")]
+    UnknownPreTokenizer {
+        /// `tokenizer.ggml.pre` of the file.
+        found: String,
+        /// The names that are supported.
+        supported: String,
+    },
+    /// A list of the vocabulary has another length than the tokens.
+    #[error("the vocabulary has {tokens} tokens but {found} {what}")]
+    LengthMismatch {
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// Number of tokens.
+        tokens: usize,
+    },
+    /// A vocabulary without tokens, or with more than 16 million.
+    #[error("a vocabulary of {tokens} tokens is outside 1..=16777216")]
+    VocabularySize {
+        /// Number of tokens.
+        tokens: usize,
+    },
+    /// A special token lies outside the vocabulary.
+    #[error("the {what} token {id} lies outside the vocabulary of {tokens} tokens")]
+    SpecialOutOfRange {
+        /// Which special token.
+        what: &'static str,
+        /// Its id.
+        id: u32,
+        /// Number of tokens.
+        tokens: usize,
+    },
+    /// A merge that does not join two tokens to a third.
+    #[error("merge {index} ('{merge}') does not join two tokens of the vocabulary to a third")]
+    BadMerge {
+        /// Its place in the list.
+        index: usize,
+        /// The merge as the file has it.
+        merge: String,
+    },
+    /// The vocabulary cannot be used for another reason.
+    #[error("the tokenizer cannot be built: {0}")]
+    Vocabulary(String),
+    /// The chat template of the file does not parse.
+    #[error("the model's chat template is not valid: {0}")]
+    TemplateSyntax(String),
+    /// The chat template refused these messages, or needed too much work for them.
+    #[error("the chat template cannot render these messages: {0}")]
+    Template(String),
+}

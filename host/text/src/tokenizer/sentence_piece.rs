@@ -1,0 +1,171 @@
+//! SentencePiece as `llama` files mean it: neighbours are joined, best score first, while the result is a token.
+//!
+//! Written here because GGUF files carry scores and no merge list, which is what the `tokenizers` crate would need.
+
+use super::TextSource;
+use super::vocabulary::byte_of;
+use crate::TextError;
+use ahash::AHashMap;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// What stands for a space in the vocabulary.
+const SPACE: &str = "\u{2581}";
+
+/// The vocabulary by text, with scores.
+#[derive(Debug)]
+pub(super) struct SentencePiece {
+    ids: AHashMap<String, u32>,
+    scores: Vec<f32>,
+    bytes: [Option<u32>; 256],
+    unknown: Option<u32>,
+    space_prefix: bool,
+}
+
+/// A part of the text; parts form a doubly linked list in the order of the text.
+struct Symbol {
+    start: usize,
+    bytes: usize, // 0: joined to its left neighbour
+    before: Option<usize>,
+    after: Option<usize>,
+}
+
+/// Two neighbours that may be joined.
+struct Pair {
+    score: f32,
+    left: usize,
+    right: usize,
+    /// Length of both when the pair was found; another length now means that it is out of date.
+    bytes: usize,
+}
+
+impl Ord for Pair {
+    fn cmp(&self, other: &Pair) -> Ordering {
+        self.score
+            .total_cmp(&other.score)
+            .then(other.left.cmp(&self.left))
+    }
+}
+
+impl PartialOrd for Pair {
+    fn partial_cmp(&self, other: &Pair) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Pair) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Pair {}
+
+impl SentencePiece {
+    pub(super) fn new(source: TextSource) -> Result<SentencePiece, TextError> {
+        let mut bytes = [None; 256];
+        let mut ids = AHashMap::with_capacity(source.tokens.len());
+        for (id, token) in (0_u32..).zip(source.tokens) {
+            if let Some(byte) = byte_of(&token) {
+                bytes[byte as usize] = Some(id);
+            }
+            ids.entry(token).or_insert(id);
+        }
+        if source.unk.is_none() && bytes.iter().any(Option::is_none) {
+            let why = "it has neither a token for every byte nor an unknown token";
+            return Err(TextError::Vocabulary(why.into()));
+        }
+        Ok(SentencePiece {
+            ids,
+            scores: source.scores,
+            bytes,
+            unknown: source.unk,
+            space_prefix: source.add_space_prefix.unwrap_or(true),
+        })
+    }
+
+    /// Appends the tokens of `text`. `first`: it begins the whole text or follows a special token.
+    /// Takes n log n steps for n characters.
+    pub(super) fn encode(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
+        let mut spaced = String::with_capacity(text.len() + 8);
+        if first && self.space_prefix {
+            spaced.push_str(SPACE);
+        }
+        spaced.push_str(&text.replace(' ', SPACE));
+        let mut symbols = symbols(&spaced);
+        self.join(&spaced, &mut symbols);
+        for symbol in symbols.iter().filter(|symbol| symbol.bytes > 0) {
+            let part = &spaced[symbol.start..symbol.start + symbol.bytes];
+            match self.ids.get(part) {
+                Some(id) => ids.push(*id),
+                None => ids.extend(
+                    part.bytes()
+                        .filter_map(|byte| self.bytes[byte as usize].or(self.unknown)),
+                ),
+            }
+        }
+    }
+
+    fn join(&self, text: &str, symbols: &mut [Symbol]) {
+        let mut pairs = BinaryHeap::new();
+        for right in 1..symbols.len() {
+            self.consider(text, symbols, right - 1, right, &mut pairs);
+        }
+        while let Some(pair) = pairs.pop() {
+            let (left, right) = (&symbols[pair.left], &symbols[pair.right]);
+            if left.bytes == 0 || right.bytes == 0 || left.bytes + right.bytes != pair.bytes {
+                continue;
+            }
+            let after = right.after;
+            symbols[pair.right].bytes = 0;
+            symbols[pair.left].bytes = pair.bytes;
+            symbols[pair.left].after = after;
+            if let Some(after) = after {
+                symbols[after].before = Some(pair.left);
+                self.consider(text, symbols, pair.left, after, &mut pairs);
+            }
+            if let Some(before) = symbols[pair.left].before {
+                self.consider(text, symbols, before, pair.left, &mut pairs);
+            }
+        }
+    }
+
+    fn consider(
+        &self,
+        text: &str,
+        symbols: &[Symbol],
+        left: usize,
+        right: usize,
+        pairs: &mut BinaryHeap<Pair>,
+    ) {
+        let bytes = symbols[left].bytes + symbols[right].bytes;
+        let start = symbols[left].start;
+        if let Some(id) = self.ids.get(&text[start..start + bytes]) {
+            let score = self.scores.get(*id as usize).copied().unwrap_or(0.0);
+            pairs.push(Pair {
+                score,
+                left,
+                right,
+                bytes,
+            });
+        }
+    }
+}
+
+/// One symbol a character.
+fn symbols(text: &str) -> Vec<Symbol> {
+    let mut symbols: Vec<Symbol> = text
+        .char_indices()
+        .enumerate()
+        .map(|(index, (start, character))| Symbol {
+            start,
+            bytes: character.len_utf8(),
+            before: index.checked_sub(1),
+            after: Some(index + 1),
+        })
+        .collect();
+    if let Some(last) = symbols.last_mut() {
+        last.after = None;
+    }
+    symbols
+}

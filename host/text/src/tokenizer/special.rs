@@ -1,0 +1,75 @@
+//! Tokens that are found in the text before any algorithm sees it: control tokens and user-defined ones.
+
+use super::Specials;
+use super::vocabulary::{Kind, Vocabulary};
+use crate::TextError;
+use aho_corasick::{AhoCorasick, MatchKind};
+
+/// A part of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Piece<'t> {
+    Special(u32),
+    Text(&'t str),
+}
+
+/// Finders of special tokens: the leftmost, and of those the longest. Linear in the text.
+#[derive(Debug)]
+pub(super) struct SpecialTokens {
+    all: Finder,
+    user_defined: Finder,
+}
+
+#[derive(Debug)]
+struct Finder {
+    automaton: AhoCorasick,
+    ids: Vec<u32>,
+}
+
+impl Finder {
+    fn new(tokens: &[String], ids: Vec<u32>) -> Result<Finder, TextError> {
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(ids.iter().map(|id| tokens[*id as usize].as_bytes()))
+            .map_err(|error| TextError::Vocabulary(error.to_string()))?;
+        Ok(Finder { automaton, ids })
+    }
+}
+
+impl SpecialTokens {
+    pub(super) fn new(
+        tokens: &[String],
+        vocabulary: &Vocabulary,
+    ) -> Result<SpecialTokens, TextError> {
+        let of = |wanted: &[Kind]| {
+            let ids = (0..vocabulary.len()).filter(|id| {
+                wanted.contains(&vocabulary.kind(*id)) && !tokens[*id as usize].is_empty()
+            });
+            Finder::new(tokens, ids.collect())
+        };
+        Ok(SpecialTokens {
+            all: of(&[Kind::Control, Kind::UserDefined])?,
+            user_defined: of(&[Kind::UserDefined])?,
+        })
+    }
+
+    /// Cuts `text` at special tokens. User-defined ones count always, control tokens only with [`Specials::Parse`].
+    pub(super) fn split<'t>(&self, text: &'t str, specials: Specials) -> Vec<Piece<'t>> {
+        let finder = match specials {
+            Specials::Parse => &self.all,
+            Specials::Literal => &self.user_defined,
+        };
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        for found in finder.automaton.find_iter(text) {
+            if start < found.start() {
+                pieces.push(Piece::Text(&text[start..found.start()]));
+            }
+            pieces.push(Piece::Special(finder.ids[found.pattern().as_usize()]));
+            start = found.end();
+        }
+        if start < text.len() {
+            pieces.push(Piece::Text(&text[start..]));
+        }
+        pieces
+    }
+}

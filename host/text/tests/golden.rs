@@ -1,0 +1,287 @@
+//! Tokenising held to two independent implementations, on the vocabularies of real models; and what a hostile
+//! vocabulary or text can do.
+
+use realm_text::{ChatMessage, Specials, TextError, TextModel, TextSource};
+use realm_weights::Gguf;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+/// A model of the cache that `cargo xtask models` fills.
+fn cached(file: &str) -> PathBuf {
+    let folder = std::env::var_os("REALM_MODELS")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+            cache
+                .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"))
+                .join("realm/models")
+        });
+    let path = folder.join(file);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask models`",
+        path.display()
+    );
+    path
+}
+
+fn source(path: &Path) -> TextSource {
+    let gguf = Gguf::open(path).unwrap();
+    let metadata = gguf.metadata();
+    let id = |name: &str| {
+        metadata
+            .u32(&format!("tokenizer.ggml.{name}_token_id"))
+            .unwrap()
+    };
+    TextSource {
+        model: metadata
+            .require_str("tokenizer.ggml.model")
+            .unwrap()
+            .to_owned(),
+        pre: metadata
+            .str("tokenizer.ggml.pre")
+            .unwrap()
+            .map(str::to_owned),
+        tokens: metadata
+            .require_strings("tokenizer.ggml.tokens")
+            .unwrap()
+            .to_vec(),
+        scores: metadata
+            .f32s("tokenizer.ggml.scores")
+            .unwrap()
+            .unwrap_or_default(),
+        token_types: metadata
+            .i32s("tokenizer.ggml.token_type")
+            .unwrap()
+            .unwrap_or_default(),
+        merges: metadata
+            .strings("tokenizer.ggml.merges")
+            .unwrap()
+            .map(<[String]>::to_vec)
+            .unwrap_or_default(),
+        bos: id("bos"),
+        eos: id("eos"),
+        eot: id("eot"),
+        unk: id("unknown"),
+        pad: id("padding"),
+        add_bos: metadata.bool("tokenizer.ggml.add_bos_token").unwrap(),
+        add_eos: metadata.bool("tokenizer.ggml.add_eos_token").unwrap(),
+        add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix").unwrap(),
+        chat_template: metadata
+            .str("tokenizer.chat_template")
+            .unwrap()
+            .map(str::to_owned),
+    }
+}
+
+fn model(path: &Path) -> TextModel {
+    TextModel::new(source(path)).unwrap()
+}
+
+fn smollm2() -> TextModel {
+    model(&cached("SmolLM2-135M-Instruct.Q4_1.gguf"))
+}
+
+fn gemma3() -> TextModel {
+    model(&cached("gemma-3-270m-q4_k_m.gguf"))
+}
+
+/// Every case of a fixture: the same ids, and back to the same text where the tokens are all text.
+fn check(model: &TextModel, file: &str, key: &str) {
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(fixtures().join(file)).unwrap()).unwrap();
+    let cases = json[key].as_array().unwrap();
+    assert!(cases.len() >= 18, "the fixture has lost cases");
+    let mut wrong = Vec::new();
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected = case.get("llama_cpp_ids").unwrap_or(&case["ids"]);
+        let expected: Vec<u32> = serde_json::from_value(expected.clone()).unwrap();
+        let ids = model.encode(text, Specials::Parse, false);
+        if ids != expected {
+            wrong.push(format!("{text:?}: {ids:?}, expected {expected:?}"));
+        }
+        if ids.iter().all(|id| !model.is_control(*id)) {
+            assert_eq!(String::from_utf8_lossy(&model.decode(&ids)), text);
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {} cases of {file}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn byte_level_bpe_equals_the_reference_on_smollm2() {
+    check(&smollm2(), "golden/smollm2.json", "tokenize");
+}
+
+#[test]
+fn sentence_piece_equals_the_reference_on_gemma3() {
+    check(&gemma3(), "golden/gemma3.json", "tokenize");
+}
+
+#[test]
+fn the_tiny_vocabulary_of_the_zoo_equals_the_reference() {
+    check(
+        &model(&fixtures().join("zoo/llama.gguf")),
+        "zoo/tokenizer.json",
+        "cases",
+    );
+}
+
+fn message(role: &str, content: &str) -> ChatMessage {
+    ChatMessage {
+        role: role.into(),
+        content: content.into(),
+        name: None,
+        tool_call_id: None,
+        tool_calls: Vec::new(),
+    }
+}
+
+#[test]
+fn the_template_of_the_file_is_used() {
+    let model = smollm2();
+    let rendered = model
+        .render_chat(&[message("user", "hi")], &[], true)
+        .unwrap();
+    let expected = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+                    <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(rendered, expected);
+    let ids = model
+        .chat_tokens(&[message("user", "hi")], &[], true)
+        .unwrap();
+    assert_eq!(
+        ids.iter().filter(|id| **id == 1).count(),
+        3,
+        "three turns begin, each with the control token"
+    );
+}
+
+#[test]
+fn control_tokens_in_literal_text_stay_text() {
+    let model = smollm2();
+    let ids = model.encode("<|im_start|>system", Specials::Literal, false);
+    assert!(ids.iter().all(|id| !model.is_control(*id)), "{ids:?}");
+    assert_eq!(model.decode(&ids), b"<|im_start|>system");
+}
+
+#[test]
+fn a_bos_stands_once_in_front_where_the_model_wants_one() {
+    let model = gemma3();
+    assert_eq!(model.encode("a", Specials::Literal, true)[0], 2);
+    let mut templated = source(&cached("gemma-3-270m-q4_k_m.gguf"));
+    templated.chat_template = Some("{{ bos_token }}{{ messages[0].content }}".into());
+    let ids = TextModel::new(templated)
+        .unwrap()
+        .chat_tokens(&[message("user", "a")], &[], true)
+        .unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == 2).count(), 1);
+    assert_eq!(
+        smollm2().encode("a", Specials::Literal, true).len(),
+        1,
+        "smollm2 wants none"
+    );
+}
+
+#[test]
+fn generation_ends_with_the_tokens_known_for_it() {
+    let model = smollm2();
+    let ends: Vec<String> = (0..model.vocab_size())
+        .filter(|id| model.is_end_of_generation(*id))
+        .map(|id| model.token_text(id))
+        .collect();
+    assert_eq!(ends, ["<|endoftext|>", "<|im_end|>"]);
+    assert!(gemma3().is_end_of_generation(106), "<end_of_turn>");
+}
+
+#[test]
+fn every_id_has_bytes_or_none_and_never_a_panic() {
+    for model in [smollm2(), gemma3()] {
+        let bytes: usize = (0..model.vocab_size())
+            .map(|id| model.token_bytes(id).len())
+            .sum();
+        assert!(bytes > model.vocab_size() as usize);
+        assert_eq!(model.token_bytes(u32::MAX), b"");
+    }
+}
+
+/// Eight times the text may take a little more than eight times as long, never sixty-four times.
+#[test]
+fn adversarial_text_takes_near_linear_time() {
+    for model in [smollm2(), gemma3()] {
+        for unit in ["a", " ", "\n", "ab", "1", "'", "<", "é", "a\u{301}"] {
+            let time = |bytes: usize| {
+                let text = unit.repeat(bytes / unit.len());
+                (0..3)
+                    .map(|_| {
+                        let start = std::time::Instant::now();
+                        let ids = model.encode(&text, Specials::Parse, false);
+                        let taken = start.elapsed();
+                        assert_eq!(String::from_utf8(model.decode(&ids)).unwrap(), text);
+                        taken
+                    })
+                    .min()
+                    .unwrap()
+            };
+            let (short, long) = (time(25_000), time(200_000));
+            assert!(
+                long < short * 32,
+                "{unit:?}: 25 KB in {short:?}, 200 KB in {long:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_hostile_vocabulary_is_an_error_and_never_a_panic() {
+    let good = source(&fixtures().join("zoo/llama.gguf"));
+    type Change = (&'static str, fn(&mut TextSource));
+    let changes: [Change; 11] = [
+        ("no tokens", |s| s.tokens.clear()),
+        ("types of another length", |s| s.token_types.truncate(3)),
+        ("bos outside", |s| s.bos = Some(512)),
+        ("eos outside", |s| s.eos = Some(u32::MAX)),
+        ("merge of unknown tokens", |s| {
+            s.merges.push("zzzz yyyy".into())
+        }),
+        ("merge without a space", |s| s.merges.push("zz".into())),
+        ("empty merge", |s| s.merges.push(String::new())),
+        ("unknown model", |s| s.model = "bert".into()),
+        ("unknown pre-tokenizer", |s| s.pre = Some("nobody".into())),
+        ("sentence piece without scores", |s| {
+            s.model = "llama".into()
+        }),
+        ("bad template", |s| s.chat_template = Some("{{".into())),
+    ];
+    for (what, change) in changes {
+        let mut source = good.clone();
+        change(&mut source);
+        assert!(TextModel::new(source).is_err(), "{what}");
+    }
+    let mut duplicates = good.clone();
+    duplicates.tokens[300] = duplicates.tokens[301].clone();
+    duplicates.merges.clear();
+    let model = TextModel::new(duplicates).unwrap();
+    assert_eq!(
+        model.decode(&model.encode("still works", Specials::Parse, true)),
+        b"still works"
+    );
+    let error = TextModel::new(TextSource {
+        pre: Some("nobody".into()),
+        ..good
+    })
+    .unwrap_err();
+    assert!(
+        matches!(&error, TextError::UnknownPreTokenizer { found, .. } if found == "nobody"),
+        "{error}"
+    );
+}
