@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) facts: ModelFacts,
     pub(crate) text: Arc<TextModel>,
     pub(crate) sequences_max: usize,
+    pub(crate) unread_tokens_max: usize,
     pub(crate) sequences: AtomicUsize, // handles alive
     pub(crate) ids: AtomicU64,         // of sequences and runs
 }
@@ -147,7 +148,7 @@ impl Client {
                 return Err(EngineError::Invalid(what.to_owned()));
             }
         }
-        let (outlet, reader) = outlet(jobs.len() as u32);
+        let (outlet, reader) = outlet(jobs.len() as u32, self.shared.unread_tokens_max);
         let run = self.shared.id();
         self.shared.inbox.push(tenant, || {
             claim(&jobs)?;

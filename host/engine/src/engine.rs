@@ -30,6 +30,8 @@ pub struct EngineConfig {
     pub queue_max: usize,
     /// Sequences that may be alive, over all tenants.
     pub sequences_max: usize,
+    /// A job whose reader has left this many of its tokens unread makes no more until it is read.
+    pub unread_tokens_max: usize,
     /// What to call the model; empty is the name in its file.
     pub model_name: String,
     /// Seeds jobs that bring no seed.
@@ -47,6 +49,7 @@ impl Default for EngineConfig {
             sequences_running_max: 64,
             queue_max: 256,
             sequences_max: 16_384,
+            unread_tokens_max: 1024,
             model_name: String::new(),
             // The standard library's hash keys are the randomness at hand without a dependency.
             seed: RandomState::new().hash_one("unseeded jobs"),
@@ -63,6 +66,7 @@ impl std::fmt::Debug for EngineConfig {
             .field("sequences_running_max", &self.sequences_running_max)
             .field("queue_max", &self.queue_max)
             .field("sequences_max", &self.sequences_max)
+            .field("unread_tokens_max", &self.unread_tokens_max)
             .field("model_name", &self.model_name)
             .finish_non_exhaustive()
     }
@@ -144,6 +148,7 @@ pub(crate) fn assemble(
         facts,
         text,
         sequences_max: config.sequences_max,
+        unread_tokens_max: config.unread_tokens_max.max(1),
         sequences: AtomicUsize::new(0),
         ids: AtomicU64::new(1),
     });

@@ -37,6 +37,8 @@ pub mod scripted;
 mod sim;
 mod stats;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use client::{Client, Job, Owner, Run, Sequence};
 pub use clock::{Clock, SystemClock};
@@ -44,7 +46,7 @@ pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;
 pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
 pub use model::{LoadError, ModelOptions};
-pub use outlet::{Event, Finish, StopReason, UNREAD_TOKENS_MAX, Usage};
+pub use outlet::{Event, Finish, StopReason, Usage};
 pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
 pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError};

@@ -1,7 +1,7 @@
 //! The way out of the engine: what jobs of one run said since their reader last looked.
 //!
 //! The engine never waits for a reader. Events of a job that were not read yet grow together, and the job is paused
-//! at [`UNREAD_TOKENS_MAX`]. Every job ends with exactly one `finished`, also when the engine dies: the engine's end
+//! when there are too many. Every job ends with exactly one `finished`, also when the engine dies: the engine's end
 //! says so when it is dropped.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,6 @@ use tokio::sync::Notify;
 
 use crate::error::EngineError;
 use crate::sampler::TokenLogprob;
-
-/// A job that its reader left this far behind makes no more tokens until it is read.
-pub const UNREAD_TOKENS_MAX: usize = 1024;
 
 /// What one job said since the last look.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,6 +84,7 @@ struct State {
     fresh: bool,         // something in `pending` was not read
     paused: bool,        // some job waits for the reader
     usage: Usage,
+    unread_tokens_max: usize, // of one job
 }
 
 /// What a look at the pending events gives.
@@ -106,7 +104,7 @@ impl Shared {
 }
 
 /// Both ends for a run of `jobs`.
-pub(crate) fn outlet(jobs: u32) -> (Outlet, Reader) {
+pub(crate) fn outlet(jobs: u32, unread_tokens_max: usize) -> (Outlet, Reader) {
     let event = |job| Event {
         job,
         ..Event::default()
@@ -118,6 +116,7 @@ pub(crate) fn outlet(jobs: u32) -> (Outlet, Reader) {
             fresh: false,
             paused: false,
             usage: Usage::default(),
+            unread_tokens_max,
         }),
         changed: Notify::new(),
     });
@@ -187,12 +186,13 @@ impl Outlet {
         state.usage.completion += said.tokens.len() as u32;
         state.fresh = true;
         state.ended[job] = said.finished.is_some();
+        let unread_tokens_max = state.unread_tokens_max;
         let pending = &mut state.pending[job];
         pending.text.push_str(&said.text);
         pending.tokens.extend(said.tokens);
         pending.logprobs.extend(said.logprobs);
         pending.finished = said.finished;
-        let pause = pending.finished.is_none() && pending.tokens.len() >= UNREAD_TOKENS_MAX;
+        let pause = pending.finished.is_none() && pending.tokens.len() >= unread_tokens_max;
         state.paused |= pause;
         drop(state);
         self.shared.changed.notify_one();
@@ -242,15 +242,15 @@ mod tests {
 
     #[test]
     fn what_is_not_read_grows_together_and_pauses_the_job() {
-        let (outlet, reader) = outlet(2);
-        assert!(!outlet.push(said(1, UNREAD_TOKENS_MAX - 1, None)));
+        let (outlet, reader) = outlet(2, 10);
+        assert!(!outlet.push(said(1, 9, None)));
         assert!(outlet.push(said(1, 1, None)));
         let taken = reader.take();
         let events = taken.events.unwrap();
         assert_eq!(events.len(), 1);
         assert_eq!(
             (events[0].job, events[0].tokens.len()),
-            (1, UNREAD_TOKENS_MAX)
+            (1, 10)
         );
         assert!(taken.resume);
         assert!(!outlet.push(said(1, 1, None)));
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_lost_engine_fails_only_what_had_not_finished() {
-        let (outlet, reader) = outlet(2);
+        let (outlet, reader) = outlet(2, 10);
         outlet.push(said(0, 1, Some(Finish::Stopped(StopReason::EndOfTurn))));
         drop(outlet);
         let events = reader.take().events.unwrap();

@@ -69,15 +69,20 @@ impl StepLoop {
             };
             let shared = sequence.table.shared_at(index, &self.pool);
             if index >= sequence.table.len() || shared.is_some() {
-                let block = match self.take_block(sequence.tenant()) {
-                    Ok(block) => block,
+                match self.take_block(sequence.tenant()) {
+                    Ok(block) => self.put_block(id, index, block),
+                    Err(_) if self.owns(id, index) => {} // the others who shared it lost it
                     Err(shortage) => return (at, Some(shortage)),
-                };
-                self.put_block(id, index, block);
+                }
             }
             at = end.min((index as u32 + 1) * block_tokens);
         }
         (end, None)
+    }
+
+    fn owns(&self, id: u64, index: usize) -> bool {
+        let table = &self.sequences[&id].table;
+        index < table.len() && table.shared_at(index, &self.pool).is_none()
     }
 
     /// Puts a fresh block at `index` of the table, with the content of the shared one that may be there.
