@@ -7,4 +7,9 @@
 
 pub mod auth;
 pub mod config;
+pub mod error;
+pub mod hooks;
+pub mod metrics;
 pub mod registry;
+pub mod state;
+pub mod workflows;

@@ -1,0 +1,233 @@
+//! Every answer that is an error: the one place where causes become statuses, codes and OpenAI bodies.
+
+use crate::registry::{BlobError, CatalogError};
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use realm_sandbox::{CallError, GuestError};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// An error as the client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// OpenAI's `type`: the family.
+    pub kind: &'static str,
+    /// The stable word for programs.
+    pub code: Cow<'static, str>,
+    /// For people. Holds nothing that only the operator may know.
+    pub message: String,
+    /// The field of the request that is at fault.
+    pub param: Option<String>,
+    /// When to try again.
+    pub retry_after_ms: Option<u32>,
+}
+
+/// A parse or a check that ends in the client's error.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    /// Any error.
+    pub fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> ApiError {
+        ApiError { status, kind, code: code.into(), message: message.into(), param: None, retry_after_ms: None }
+    }
+
+    /// The request is wrong.
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request", message)
+    }
+
+    /// One field of the request is wrong; the message names it.
+    pub fn field(name: &str, what: impl std::fmt::Display) -> ApiError {
+        ApiError { param: Some(name.to_owned()), ..ApiError::invalid(format!("{name}: {what}")) }
+    }
+
+    /// One field of the request asks for something that is not done here.
+    pub fn unsupported(name: &str, what: impl std::fmt::Display) -> ApiError {
+        ApiError { code: "unsupported".into(), ..ApiError::field(name, format!("{what} is not supported")) }
+    }
+
+    /// No key, or one that is not in force.
+    pub fn unauthorized() -> ApiError {
+        let message = "the API key is missing, wrong or revoked";
+        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+    }
+
+    /// No such model for this tenant.
+    pub fn no_model(name: &str) -> ApiError {
+        let message = format!("the model {name:?} does not exist or you may not use it");
+        let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
+        ApiError { param: Some("model".to_owned()), ..error }
+    }
+
+    /// No such thing.
+    pub fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", message)
+    }
+
+    /// The tenant's own limit of requests.
+    pub fn too_many_requests(limit: usize) -> ApiError {
+        let message = format!("{limit} requests are in flight already, which is this tenant's limit");
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
+        ApiError { retry_after_ms: Some(1000), ..error }
+    }
+
+    /// The body is larger than is read.
+    pub fn too_large(bytes_max: usize) -> ApiError {
+        let message = format!("the body is larger than {bytes_max} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+    }
+
+    /// The server is going down.
+    pub fn stopping() -> ApiError {
+        let error =
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", "stopping", "the server is stopping");
+        ApiError { retry_after_ms: Some(1000), ..error }
+    }
+
+    /// Our own failure. The detail goes to the log, an id to the client.
+    pub fn internal(detail: &(impl std::fmt::Display + ?Sized)) -> ApiError {
+        let trace = crate::auth::random_hex::<6>();
+        tracing::error!(%trace, %detail, "request failed inside the server");
+        let message = format!("an internal error; its trace id is {trace}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+    }
+
+    /// The OpenAI body: `{"error": {...}}`.
+    pub fn body(&self) -> Value {
+        json!({"error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        }})
+    }
+
+    /// The error of a WebSocket frame.
+    pub fn frame(&self) -> Value {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(ms) = self.retry_after_ms {
+            error["retry_after_ms"] = ms.into();
+        }
+        error
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(ms) = self.retry_after_ms {
+            let seconds = HeaderValue::from(ms.div_ceil(1000).max(1));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<CallError> for ApiError {
+    fn from(error: CallError) -> ApiError {
+        if let CallError::Internal { detail } = &error {
+            return ApiError::internal(detail);
+        }
+        let (status, kind) = status_of(&error);
+        ApiError {
+            retry_after_ms: error.retry_after_ms(),
+            ..ApiError::new(status, kind, error.code(), error.public())
+        }
+    }
+}
+
+/// What a component did wrong is 422: the server is well and trying again would not help. What the client did wrong,
+/// though the component may have said so, keeps the status it has without one.
+fn status_of(error: &CallError) -> (StatusCode, &'static str) {
+    const WORKFLOW: &str = "workflow_error";
+    const CLIENT: &str = "invalid_request_error";
+    match error {
+        CallError::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, WORKFLOW),
+        CallError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error"),
+        CallError::NoFunction { .. } => (StatusCode::NOT_FOUND, CLIENT),
+        CallError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        CallError::Guest(error) => match error {
+            GuestError::Invalid(_) | GuestError::ContextFull(_) | GuestError::Unsupported(_) => {
+                (StatusCode::BAD_REQUEST, CLIENT)
+            }
+            GuestError::Denied(_) => (StatusCode::FORBIDDEN, "permission_error"),
+            GuestError::Quota { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
+            GuestError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error"),
+            GuestError::Deadline => (StatusCode::GATEWAY_TIMEOUT, WORKFLOW),
+            GuestError::Cancelled => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
+            GuestError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        },
+        _ => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
+    }
+}
+
+impl From<CatalogError> for ApiError {
+    fn from(error: CatalogError) -> ApiError {
+        let client = |status, code: &'static str| {
+            ApiError::new(status, "invalid_request_error", code, error.to_string())
+        };
+        match &error {
+            CatalogError::Exists { .. } => client(StatusCode::CONFLICT, "already_exists"),
+            CatalogError::NotFound { .. } => client(StatusCode::NOT_FOUND, "not_found"),
+            CatalogError::NothingBefore { .. } => client(StatusCode::CONFLICT, "nothing_before"),
+            CatalogError::Newer { .. } | CatalogError::Database(_) => ApiError::internal(&chain(&error)),
+        }
+    }
+}
+
+impl From<BlobError> for ApiError {
+    fn from(error: BlobError) -> ApiError {
+        ApiError::internal(&chain(&error))
+    }
+}
+
+/// An error with all its causes, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_its_status_and_code() {
+        let guest = CallError::Guest;
+        let quota = GuestError::Quota { what: "kv".to_owned(), retry_after_ms: 1500 };
+        for (error, status, kind, code) in [
+            (CallError::Trap { public: "x".to_owned() }, 422, "workflow_error", "guest_trap"),
+            (CallError::CpuBudget { ms: 1 }, 422, "workflow_error", "cpu_budget_exceeded"),
+            (CallError::MemoryLimit { bytes_max: 1 }, 422, "workflow_error", "memory_limit_exceeded"),
+            (CallError::StackOverflow, 422, "workflow_error", "stack_overflow"),
+            (CallError::NoReply, 422, "workflow_error", "no_reply"),
+            (CallError::Deadline { ms: 1 }, 504, "workflow_error", "deadline_exceeded"),
+            (CallError::Busy { retry_after_ms: 10 }, 503, "overloaded_error", "busy"),
+            (CallError::Internal { detail: "secret".to_owned() }, 500, "server_error", "internal_error"),
+            (guest(GuestError::Invalid("x".to_owned())), 400, "invalid_request_error", "invalid_request"),
+            (guest(GuestError::ContextFull(3)), 400, "invalid_request_error", "context_length_exceeded"),
+            (guest(quota), 429, "rate_limit_error", "quota_exceeded"),
+            (guest(GuestError::Denied("x".to_owned())), 403, "permission_error", "permission_denied"),
+        ] {
+            let mapped = ApiError::from(error);
+            assert_eq!((mapped.status.as_u16(), mapped.kind, &*mapped.code), (status, kind, code));
+            assert!(!mapped.message.contains("secret"));
+        }
+    }
+
+    #[test]
+    fn a_wait_is_given_in_whole_seconds_and_never_as_zero() {
+        for (ms, seconds) in [(1, "1"), (1000, "1"), (1001, "2"), (0, "1")] {
+            let error = ApiError { retry_after_ms: Some(ms), ..ApiError::invalid("x") };
+            assert_eq!(error.into_response().headers()[header::RETRY_AFTER], seconds);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What every request sees: the tenants as of the last change, the base models, the sandbox, the metrics.
+//!
+//! Requests read an immutable [`Directory`] in memory. A change is written to the registry first and then read back
+//! whole, so memory never knows more than the disk.
+
+use crate::auth::sha256;
+use crate::config::Config;
+use crate::error::{ApiError, ApiResult};
+use crate::hooks::TenantLogs;
+use crate::metrics::Metrics;
+use crate::registry::{CatalogError, Registry, Snapshot, TenantRow, VersionRow};
+use crate::workflows::Workflows;
+use realm_engine::Client;
+use realm_sandbox::{ModelSet, Sandbox, Tenant, TenantMemory};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// The server's shared state.
+pub struct App {
+    /// The settings.
+    pub config: Config,
+    /// Tenants, keys and components on the disk.
+    pub registry: Registry,
+    /// Runs components.
+    pub sandbox: Sandbox,
+    /// Components made ready to run.
+    pub workflows: Workflows,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// What components say.
+    pub logs: Arc<TenantLogs>,
+    /// The models there are.
+    pub models: Vec<BaseModel>,
+    /// What opens the admin plane.
+    pub admin_token: String,
+    /// One change of the registry at a time, from its write to the new directory.
+    pub changes: tokio::sync::Mutex<()>,
+    /// Becomes true when the server was told to stop.
+    pub stopping: watch::Sender<bool>,
+    directory: RwLock<Arc<Directory>>,
+    /// What a tenant has across changes: its counted memory and its permits.
+    accounts: Mutex<HashMap<u32, Account>>,
+}
+
+/// A model every tenant may use.
+#[derive(Clone)]
+pub struct BaseModel {
+    /// What clients call it.
+    pub name: String,
+    /// The engine that runs it.
+    pub client: Client,
+    /// Seconds since 1970 at which it was loaded.
+    pub created: i64,
+}
+
+/// All tenants as of one moment.
+#[derive(Default)]
+pub struct Directory {
+    by_key: HashMap<[u8; 32], Arc<TenantEntry>>,
+}
+
+/// A tenant as requests see it.
+pub struct TenantEntry {
+    /// Its row.
+    pub row: TenantRow,
+    /// As the sandbox sees it.
+    pub tenant: Tenant,
+    /// Its active workflows by name.
+    pub active: BTreeMap<String, VersionRow>,
+    /// Requests it may have at once.
+    pub requests_max: usize,
+    permits: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+struct Account {
+    memory: Arc<TenantMemory>,
+    permits: Arc<Semaphore>,
+}
+
+/// Everything `App` is made of.
+pub struct Parts {
+    /// See [`App`].
+    pub config: Config,
+    /// See [`App`].
+    pub registry: Registry,
+    /// See [`App`].
+    pub sandbox: Sandbox,
+    /// See [`App`].
+    pub workflows: Workflows,
+    /// See [`App`].
+    pub metrics: Arc<Metrics>,
+    /// See [`App`].
+    pub logs: Arc<TenantLogs>,
+    /// See [`App`].
+    pub models: Vec<BaseModel>,
+    /// See [`App`].
+    pub admin_token: String,
+}
+
+impl App {
+    /// Puts the parts together and reads the registry.
+    ///
+    /// # Errors
+    /// [`CatalogError::Database`].
+    pub async fn new(parts: Parts) -> Result<App, CatalogError> {
+        let Parts { config, registry, sandbox, workflows, metrics, logs, models, admin_token } = parts;
+        let app = App {
+            config,
+            registry,
+            sandbox,
+            workflows,
+            metrics,
+            logs,
+            models,
+            admin_token,
+            changes: tokio::sync::Mutex::new(()),
+            stopping: watch::Sender::new(false),
+            directory: RwLock::default(),
+            accounts: Mutex::default(),
+        };
+        app.reload().await?;
+        Ok(app)
+    }
+
+    /// Makes requests see what the registry holds now. Call it with [`App::changes`] held.
+    ///
+    /// # Errors
+    /// [`CatalogError::Database`]; requests then go on with what they saw before.
+    pub async fn reload(&self) -> Result<(), CatalogError> {
+        let directory = Arc::new(self.directory_of(self.registry.catalog.snapshot().await?));
+        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+        Ok(())
+    }
+
+    fn directory_of(&self, snapshot: Snapshot) -> Directory {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.retain(|id, _| snapshot.tenants.iter().any(|row| row.id == *id));
+        let mut active: HashMap<u32, BTreeMap<String, VersionRow>> = HashMap::new();
+        for ((tenant, workflow), version) in snapshot.active {
+            active.entry(tenant).or_default().insert(workflow, version);
+        }
+        let entry = |row: TenantRow| {
+            let requests_max = row.requests_max.unwrap_or(self.config.tenant_requests_max) as usize;
+            let account = accounts.entry(row.id).or_insert_with(|| self.new_account(requests_max));
+            let entry = TenantEntry {
+                tenant: self.sandbox_tenant(&row, Arc::clone(&account.memory)),
+                active: active.remove(&row.id).unwrap_or_default(),
+                requests_max,
+                permits: Arc::clone(&account.permits),
+                row,
+            };
+            (entry.row.id, Arc::new(entry))
+        };
+        let entries: HashMap<u32, Arc<TenantEntry>> = snapshot.tenants.into_iter().map(entry).collect();
+        let by_key = snapshot.keys.into_iter().filter_map(|(hash, id)| Some((hash, Arc::clone(entries.get(&id)?))));
+        Directory { by_key: by_key.collect() }
+    }
+
+    fn new_account(&self, requests_max: usize) -> Account {
+        let bytes = self.config.tenant_memory_mib.saturating_mul(1 << 20);
+        Account {
+            memory: Arc::new(TenantMemory::new(usize::try_from(bytes).unwrap_or(usize::MAX))),
+            permits: Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// A tenant as the sandbox sees it.
+    pub fn sandbox_tenant(&self, row: &TenantRow, memory: Arc<TenantMemory>) -> Tenant {
+        let models = self.models.iter().map(|model| (model.name.clone(), model.client.clone()));
+        Tenant {
+            id: row.id,
+            name: row.name.as_str().into(),
+            weight: row.weight,
+            kv_blocks_max: row.kv_blocks_max.unwrap_or(u32::MAX),
+            limits: self.config.limits.to_sandbox(),
+            memory,
+            models: ModelSet::new(models.collect()),
+        }
+    }
+
+    /// Whose key this is.
+    ///
+    /// # Errors
+    /// The client's 401.
+    pub fn authenticate(&self, key: Option<&str>) -> ApiResult<Arc<TenantEntry>> {
+        let hash = sha256(key.ok_or_else(ApiError::unauthorized)?.as_bytes());
+        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        directory.by_key.get(&hash).cloned().ok_or_else(ApiError::unauthorized)
+    }
+
+    /// Takes one of the tenant's places for requests.
+    ///
+    /// # Errors
+    /// The client's 429, or 503 when the server is stopping.
+    pub fn admit(self: &Arc<App>, tenant: &TenantEntry) -> ApiResult<Admission> {
+        if self.is_stopping() {
+            return Err(ApiError::stopping());
+        }
+        let permit = Arc::clone(&tenant.permits).try_acquire_owned();
+        let permit = permit.map_err(|_| ApiError::too_many_requests(tenant.requests_max))?;
+        let in_flight = self.metrics.in_flight.with_label_values(&[tenant.row.name.as_str()]);
+        in_flight.inc();
+        Ok(Admission { _permit: permit, in_flight })
+    }
+
+    /// Whether the server was told to stop.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// The engines behind the base models.
+    pub fn engines(&self) -> Vec<Client> {
+        self.models.iter().map(|model| model.client.clone()).collect()
+    }
+}
+
+/// A tenant's place for one request, held until its answer has ended.
+pub struct Admission {
+    _permit: OwnedSemaphorePermit,
+    in_flight: prometheus::IntGauge,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.in_flight.dec();
+    }
+}

@@ -1,0 +1,163 @@
+//! Components made ready to run: compiled once, kept on the disk as artifacts, loaded when first called.
+//!
+//! An artifact is a cache and nothing more: one that is missing, damaged or of another version is made again from the
+//! component's bytes.
+
+use crate::auth::{hex, sha256};
+use crate::error::{ApiError, ApiResult, chain};
+use crate::registry::Blobs;
+use crate::registry::blobs::replace_file;
+use realm_sandbox::{Artifact, Rejected, Sandbox, Workflow};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// The component that serves base models for tenants who have none of their own.
+const PASSTHROUGH: &[u8] = include_bytes!("../../../tenants/prebuilt/passthrough.wasm");
+/// Its name in logs.
+const PASSTHROUGH_NAME: &str = "passthrough";
+/// Loaded components; the one unused for longest makes room.
+const LOADED_MAX: usize = 256;
+/// Components compiled at once: each may take the memory of a whole compiler.
+const COMPILING_MAX: usize = 2;
+
+/// The components in use.
+pub struct Workflows {
+    artifacts: PathBuf,
+    compiling: Semaphore,
+    loaded: Mutex<HashMap<Key, Arc<Slot>>>,
+    clock: AtomicU64,
+}
+
+/// Digest and name: the name stands in the component's logs, so the same bytes under two names are two.
+type Key = (String, String);
+
+#[derive(Default)]
+struct Slot {
+    cell: OnceCell<Workflow>,
+    used: AtomicU64,
+}
+
+impl Workflows {
+    /// Keeps artifacts in this folder, which must exist.
+    pub fn new(artifacts: &Path) -> Workflows {
+        Workflows {
+            artifacts: artifacts.to_owned(),
+            compiling: Semaphore::new(COMPILING_MAX),
+            loaded: Mutex::default(),
+            clock: AtomicU64::new(0),
+        }
+    }
+
+    /// The component that serves base models.
+    ///
+    /// # Errors
+    /// When the host cannot compile.
+    pub async fn passthrough(&self, sandbox: &Sandbox) -> ApiResult<Workflow> {
+        let digest = hex(&sha256(PASSTHROUGH));
+        let slot = self.slot(&digest, PASSTHROUGH_NAME);
+        let load = self.load(sandbox, PASSTHROUGH_NAME, &digest, async || Ok(PASSTHROUGH.to_vec()));
+        slot.cell.get_or_try_init(|| load).await.cloned()
+    }
+
+    /// A stored component under a name.
+    ///
+    /// # Errors
+    /// When its bytes are lost or the host cannot compile.
+    pub async fn stored(&self, sandbox: &Sandbox, blobs: &Blobs, name: &str, digest: &str) -> ApiResult<Workflow> {
+        let slot = self.slot(digest, name);
+        let load = self.load(sandbox, name, digest, async || Ok(blobs.get(digest).await?));
+        slot.cell.get_or_try_init(|| load).await.cloned()
+    }
+
+    /// Compiles an upload, keeps the artifact, and makes it ready to run.
+    ///
+    /// # Errors
+    /// What the uploader has to mend, or the host's trouble.
+    pub async fn compile(&self, sandbox: &Sandbox, name: &str, wasm: Vec<u8>) -> ApiResult<Workflow> {
+        let digest = hex(&sha256(&wasm));
+        let artifact = self.compile_and_keep(sandbox, &digest, wasm).await.map_err(rejected)?;
+        load(sandbox, name, artifact).await
+    }
+
+    fn slot(&self, digest: &str, name: &str) -> Arc<Slot> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (digest.to_owned(), name.to_owned());
+        if !loaded.contains_key(&key) && loaded.len() >= LOADED_MAX {
+            let oldest = loaded.iter().min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed));
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                loaded.remove(&oldest);
+            }
+        }
+        let slot = loaded.entry(key).or_default();
+        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        Arc::clone(slot)
+    }
+
+    /// From the artifact on the disk if there is a good one, else from the bytes.
+    async fn load(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        digest: &str,
+        wasm: impl AsyncFnOnce() -> ApiResult<Vec<u8>>,
+    ) -> ApiResult<Workflow> {
+        if let Ok(bytes) = tokio::fs::read(self.artifact_path(sandbox, digest)).await {
+            match load(sandbox, name, Artifact::from_bytes(bytes)).await {
+                Ok(workflow) => return Ok(workflow),
+                Err(_) => tracing::warn!(workflow = name, "an artifact cannot be used and is made again"),
+            }
+        }
+        let artifact = self.compile_and_keep(sandbox, digest, wasm().await?).await;
+        // These bytes were accepted before: that they are refused now is no fault of the caller.
+        let artifact = artifact.map_err(|error| ApiError::internal(&chain(&error)))?;
+        load(sandbox, name, artifact).await
+    }
+
+    async fn compile_and_keep(&self, sandbox: &Sandbox, digest: &str, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
+        let _turn = self.compiling.acquire().await;
+        let artifact = sandbox.compile(wasm).await?;
+        let path = self.artifact_path(sandbox, digest);
+        let kept = artifact.clone();
+        let written = tokio::task::spawn_blocking(move || replace_file(&path, kept.as_bytes())).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(digest, "an artifact could not be kept; it will be compiled again");
+        }
+        Ok(artifact)
+    }
+
+    fn artifact_path(&self, sandbox: &Sandbox, digest: &str) -> PathBuf {
+        self.artifacts.join(format!("{}.cwasm", sandbox.artifact_key(digest)))
+    }
+}
+
+/// Maps native code and links it: some milliseconds of pure work, so not on an async thread.
+async fn load(sandbox: &Sandbox, name: &str, artifact: Artifact) -> ApiResult<Workflow> {
+    let (sandbox, name) = (sandbox.clone(), name.to_owned());
+    let loaded = tokio::task::spawn_blocking(move || sandbox.load(&name, &artifact)).await;
+    match loaded {
+        Ok(Ok(workflow)) => Ok(workflow),
+        Ok(Err(error)) => Err(ApiError::internal(&chain(&error))),
+        Err(error) => Err(ApiError::internal(&error)),
+    }
+}
+
+/// The uploader's 422, unless the host is to blame.
+fn rejected(error: Rejected) -> ApiError {
+    match &error {
+        Rejected::Host(_) => ApiError::internal(&chain(&error)),
+        _ => ApiError::new(
+            axum::http::StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_request_error",
+            "component_rejected",
+            error.to_string(),
+        ),
+    }
+}
+
+/// The component that serves base models, for those who run without a server.
+pub fn passthrough_wasm() -> Vec<u8> {
+    PASSTHROUGH.to_vec()
+}
