@@ -130,19 +130,19 @@ impl Rope {
     }
 
     /// The table rows whose product is the rotation at `position`; `None` past the tables.
-    pub(crate) fn tables(&self, position: u32) -> Option<(&[[f32; 2]], &[[f32; 2]])> {
+    pub(crate) fn tables(&self, position: u32) -> Option<[&[[f32; 2]]; 2]> {
         let (high, low) = (position as usize / TABLE, position as usize % TABLE);
         let pairs = self.pairs();
-        Some((
+        Some([
             &self.low[low * pairs..(low + 1) * pairs],
             self.high.get(high * pairs..(high + 1) * pairs)?,
-        ))
+        ])
     }
 
     /// Cosine and sine of pair `pair` at `position`.
     pub(crate) fn rotation(&self, position: u32, pair: usize) -> [f32; 2] {
         match self.tables(position) {
-            Some((low, high)) => {
+            Some([low, high]) => {
                 let ([c0, s0], [c1, s1]) = (low[pair], high[pair]);
                 [c0 * c1 - s0 * s1, s0 * c1 + c0 * s1]
             }

@@ -69,7 +69,7 @@ impl Random {
             BlockType::Q6_K => &[208],
             _ => &[0, 2],
         };
-        let mut data: Vec<u8> = (0..rows * ty.row_bytes(cols).unwrap())
+        let mut data: Vec<u8> = (0..rows * ty.row_bytes(cols).expect("whole blocks"))
             .map(|_| self.next() as u8)
             .collect();
         for block in data.chunks_exact_mut(ty.block_bytes()) {
@@ -619,7 +619,7 @@ fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usiz
     {
         for (table, length) in tables.iter_mut().zip(lengths) {
             if table.len() < length.div_ceil(BLOCK_TOKENS) {
-                table.push(free.pop().unwrap());
+                table.push(free.pop().expect("blocks were counted"));
             }
         }
     }

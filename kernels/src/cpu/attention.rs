@@ -204,13 +204,12 @@ fn accumulate<S: Simd, const N: usize>(
     assert!(first + tokens <= BLOCK_TOKENS && out.len() == N * dim);
     let mut d = 0;
     while d + S::LANES <= dim {
-        // SAFETY: `h < N` and `d + LANES <= dim`: inside `[N, dim]`.
-        let mut acc: [S::F; N] = std::array::from_fn(|h| {
-            s.mul(
-                unsafe { s.load(out.as_ptr().add(h * dim + d)) },
-                s.splat(keep[h]),
-            )
-        });
+        let mut acc = [s.splat(0.0); N];
+        for h in 0..N {
+            // SAFETY: `h < N` and `d + LANES <= dim`: inside `[N, dim]`.
+            let before = unsafe { s.load(out.as_ptr().add(h * dim + d)) };
+            acc[h] = s.mul(before, s.splat(keep[h]));
+        }
         for t in 0..tokens {
             // SAFETY: `t < tokens` and `d + LANES <= dim`: inside `[tokens, dim]`.
             let v = unsafe { s.load_f16(values.as_ptr().add(t * dim + d)) };

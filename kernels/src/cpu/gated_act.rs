@@ -76,7 +76,7 @@ pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
         Activation::GeluTanh => {
             // 0.5 (1 + tanh u) = sigmoid(2u), u = sqrt(2 / π) (x + 0.044715 x³)
             let cube = s.mul(s.mul(x, x), s.mul(x, s.splat(0.044_715)));
-            s.mul(s.add(x, cube), s.splat(1.595_769_1))
+            s.mul(s.add(x, cube), s.splat(1.595_769))
         }
     };
     let one = s.splat(1.0);

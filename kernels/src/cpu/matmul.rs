@@ -10,9 +10,13 @@ use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_pane
 use super::shared::SharedOut;
 use super::simd::Simd;
 use super::{Activation, Activations, Cpu, Matrix};
-use crate::quant::{BlockType, GROUP, Scales, offset};
+use crate::quant::{BlockType, Scales, offset};
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Weights that one tile of rows goes through before the next does: they stay in the second-level cache, and the tile
+/// writes a run of its output rows, where going through every tile for each panel would write one line of each in turn.
+const BLOCK_BYTES: usize = 128 * 1024;
 
 /// What happens to a finished element.
 #[derive(Clone, Copy)]
@@ -84,6 +88,9 @@ impl Cpu {
             "activations as wide as the matrix"
         );
         let isa = self.isa;
+        if panels.is_empty() {
+            return;
+        }
         let Some(layout) = w.layout() else {
             return match w.block_type() {
                 BlockType::F32 => isa.run(FloatPanels::<F32> {
@@ -138,7 +145,7 @@ impl Cpu {
 
 /// Calls `$body` with `$tile_rows` the constant number of rows, for tiles that cover `0..rows`.
 macro_rules! tiles {
-    ($s:ident, $rows:expr, |$row:ident, $count:ident| $body:expr) => {{
+    ($rows:expr, |$row:ident, $count:ident| $body:expr) => {{
         let rows = $rows;
         let mut $row = 0;
         while $row < rows {
@@ -178,21 +185,19 @@ impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES>
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let groups = self.w.cols() / GROUP;
-        for panel in self.panels {
-            let bytes = self.w.panel(panel);
-            assert!(
-                self.layout.supers_at <= bytes.len()
-                    && self.layout.scales_at >= groups * self.layout.group_bytes
-            );
-            for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                tiles!(s, self.x.rows(), |row, N| {
-                    let x: [&[ActivationGroup]; N] =
-                        std::array::from_fn(|i| self.x.groups(row + i));
-                    let y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, &x);
-                    put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
-                });
-            }
+        let block = (BLOCK_BYTES / self.w.panel(self.panels.start).len().max(1)).max(1);
+        for start in self.panels.clone().step_by(block) {
+            let panels = start..self.panels.end.min(start + block);
+            tiles!(self.x.rows(), |row, N| {
+                let x: [&[ActivationGroup]; N] = std::array::from_fn(|i| self.x.groups(row + i));
+                for panel in panels.clone() {
+                    let bytes = self.w.panel(panel);
+                    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+                        let y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, &x);
+                        put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
+                    }
+                }
+            });
         }
     }
 }
@@ -207,13 +212,16 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
     x: &[&[ActivationGroup]; N],
 ) -> [S::F; N] {
     let groups = x[0].len();
+    let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
     assert!(
-        x.iter().all(|x| x.len() == groups)
-            && panel.len() >= layout.supers_at
-            && lane + S::LANES <= PANEL_ROWS
+        layout.scales_at == groups * group_bytes && panel.len() >= layout.end,
+        "a panel of this layout"
+    );
+    assert!(
+        x.iter().all(|x| x.len() == groups) && lane + S::LANES <= PANEL_ROWS,
+        "rows as wide as the panel"
     );
     let halves = SCALES == Scales::SuperHalves as u8;
-    let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
     let mut acc = [s.splat(0.0); N];
     for g in 0..groups {
         // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
@@ -461,15 +469,15 @@ fn float_panel<S: Simd, E: Element>(
         "a whole panel"
     );
     for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-        tiles!(s, x.rows(), |row, N| {
+        tiles!(x.rows(), |row, N| {
             let x: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
             let cols = x[0].len();
             assert!(x.iter().all(|x| x.len() == cols));
             let mut acc = [s.splat(0.0); N];
             for k in 0..cols {
+                let at = (k * PANEL_ROWS + lane) * E::BYTES;
                 // SAFETY: row `k` of the `[cols, 16]` panel, the `LANES` elements from `lane` on.
-                let w =
-                    unsafe { E::load(s, weights.as_ptr().add((k * PANEL_ROWS + lane) * E::BYTES)) };
+                let w = unsafe { E::load(s, weights.as_ptr().add(at)) };
                 for i in 0..N {
                     // SAFETY: `k < cols`, the length of every row.
                     acc[i] = s.mul_add(w, s.splat(unsafe { *x[i].get_unchecked(k) }), acc[i]);

@@ -35,7 +35,7 @@ pub(crate) struct PanelLayout {
     pub(crate) super_bytes: usize,
     pub(crate) scales_at: usize,
     pub(crate) supers_at: usize,
-    end: usize,
+    pub(crate) end: usize,
 }
 
 impl PanelLayout {

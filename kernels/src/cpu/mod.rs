@@ -26,8 +26,8 @@ pub use matrix::Matrix;
 use std::sync::Arc;
 use threads::Pool;
 
-/// Elements worth a task of their own; below that a fork costs more than it saves.
-const TASK_ELEMENTS: usize = 8 * 1024;
+/// Elements worth a task of their own, a microsecond or so of work; below that a fork costs more than it saves.
+const TASK_ELEMENTS: usize = 64 * 1024;
 
 /// An instruction set and the threads that use it. Clones share the threads.
 #[derive(Clone)]
