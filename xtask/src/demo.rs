@@ -67,7 +67,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
             .with_context(|| format!("no model at {}", path.display()))?,
         None => models::fetch(&models::DEFAULT)?,
     };
-    build()?;
+    eprintln!("building (the first build takes some minutes)");
+    crate::build()?;
     let mut server = start(&options, model)?;
     deploy(&server.ready)?;
     match options.once {
@@ -75,16 +76,6 @@ pub(crate) fn run(options: Options) -> Result<()> {
         None if options.json => announce_json(&mut server),
         None => announce(&mut server),
     }
-}
-
-/// Builds the server. Cargo's own output goes to standard error, as it is.
-fn build() -> Result<()> {
-    eprintln!("building the server (the first build takes some minutes)");
-    crate::run(
-        crate::cargo()
-            .args(["build", "--release", "--package", "realm"])
-            .stdout(Stdio::from(std::io::stderr())),
-    )
 }
 
 fn start(options: &Options, model: PathBuf) -> Result<Server> {

@@ -9,7 +9,7 @@ mod paths;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 #[derive(Parser)]
 #[command(
@@ -58,13 +58,21 @@ fn main() -> Result<()> {
 fn test(arguments: &[String]) -> Result<()> {
     models::fetch_all()?;
     guests::run(&guests::Options::default())?;
-    run(cargo().args(["build", "--release", "--package", "realm"]))?;
+    build()?;
     run(cargo()
         .args(["test", "--release"])
         .args(arguments)
         .env("REALM_MODELS", models::directory()?)
         .env("REALM_GUESTS", paths::guests())
         .env("REALM_BIN", paths::binary()))
+}
+
+/// Builds all default members, for the demo as for the tests: one selection of packages means one set of features, so that
+/// neither builds what the other has built. Cargo's own output goes to standard error.
+fn build() -> Result<()> {
+    run(cargo()
+        .args(["build", "--release"])
+        .stdout(Stdio::from(std::io::stderr())))
 }
 
 fn lint() -> Result<()> {
