@@ -431,7 +431,10 @@ impl Run {
 
     /// Ends one job at the next step, as `Cancelled`. A job that has ended or was never there is left alone.
     pub fn cancel(&self, job: u32) {
-        self.signal(Signal::CancelJob { run: self.id, job });
+        // Only once, or a loop of cancels would fill the list of signals.
+        if self.reader.cancel(job) {
+            self.signal(Signal::CancelJob { run: self.id, job });
+        }
     }
 
     /// Tokens used so far.

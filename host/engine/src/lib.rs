@@ -51,4 +51,4 @@ pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
 pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError};
 pub use sampler::TokenLogprob;
-pub use stats::{Observer, StepReport, Stats};
+pub use stats::{Observer, Stats, StepReport};

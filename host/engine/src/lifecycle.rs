@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::error::EngineError;
 use crate::kv_cache::blocks_for;
 use crate::outlet::{Event, Finish};
-use crate::request::{SequenceState, Status};
+use crate::request::{Fork, SequenceState, Status};
 use crate::step::StepLoop;
 
 impl StepLoop {
@@ -103,21 +103,14 @@ impl StepLoop {
         if parent.forks.is_empty() {
             return;
         }
-        let mut children = Vec::new();
-        let failure = parent.failure.clone();
-        for fork in std::mem::take(&mut parent.forks) {
-            let ready = all || parent.computed >= fork.length.saturating_sub(1);
-            match &failure {
-                Some(error) => {
-                    let _ = fork.reply.send(Err(error.clone()));
-                    // Its handle goes with the failed call, and releases it.
-                }
-                None if ready => children.push(fork),
-                None => parent.forks.push(fork),
-            }
-        }
+        let computed = parent.computed;
+        let (ready, not_yet) = std::mem::take(&mut parent.forks)
+            .into_iter()
+            .partition(|fork| all || computed >= fork.length.saturating_sub(1));
+        parent.forks = not_yet;
         parent.used_step = self.steps;
-        for fork in children {
+        let ready: Vec<Fork> = ready;
+        for fork in ready {
             self.share_blocks(id, fork.child);
             // Nobody waits any more when the caller gave up; then the child's handle has released it.
             let _ = fork.reply.send(Ok(()));
@@ -181,14 +174,23 @@ impl StepLoop {
     }
 
     /// Ends whatever a sequence was doing with an error; it keeps its tokens and no blocks.
+    ///
+    /// Who waits for it is told. A background prefill nobody waits for keeps the error for whoever asks next.
     pub(crate) fn fail(&mut self, id: u64, error: &EngineError) {
         self.drop_blocks(id);
-        if let Some(sequence) = self.sequences.get_mut(&id) {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let forks = std::mem::take(&mut sequence.forks);
+        if forks.is_empty() && sequence.job.is_none() {
             sequence.failure = Some(error.clone());
         }
-        self.finish(id, Event::default(), Finish::Failed(error.clone()));
+        for fork in forks {
+            // The child's handle goes with the failed call, and releases it.
+            let _ = fork.reply.send(Err(error.clone()));
+        }
         self.leave(id, Status::Idle);
-        self.settle_forks(id, false);
+        self.finish(id, Event::default(), Finish::Failed(error.clone()));
     }
 
     /// Forgets a sequence that nobody holds and no job decodes.

@@ -79,10 +79,11 @@ struct Shared {
 }
 
 struct State {
-    pending: Vec<Event>, // [jobs]
-    ended: Vec<bool>,    // [jobs]
-    fresh: bool,         // something in `pending` was not read
-    paused: bool,        // some job waits for the reader
+    pending: Vec<Event>,  // [jobs]
+    ended: Vec<bool>,     // [jobs]
+    cancelled: Vec<bool>, // [jobs], asked by the reader
+    fresh: bool,          // something in `pending` was not read
+    paused: bool,         // some job waits for the reader
     usage: Usage,
     unread_tokens_max: usize, // of one job
 }
@@ -113,6 +114,7 @@ pub(crate) fn outlet(jobs: u32, unread_tokens_max: usize) -> (Outlet, Reader) {
         state: Mutex::new(State {
             pending: (0..jobs).map(event).collect(),
             ended: vec![false; jobs as usize],
+            cancelled: vec![false; jobs as usize],
             fresh: false,
             paused: false,
             usage: Usage::default(),
@@ -163,6 +165,14 @@ impl Reader {
     /// Waits until something changed since the last wait.
     pub(crate) async fn changed(&self) {
         self.shared.changed.notified().await;
+    }
+
+    /// Whether cancelling the job is news: it is there, has not ended and was not cancelled before.
+    pub(crate) fn cancel(&self, job: u32) -> bool {
+        let mut state = self.shared.lock();
+        let job = job as usize;
+        let is_live = state.ended.get(job) == Some(&false);
+        is_live && !std::mem::replace(&mut state.cancelled[job], true)
     }
 
     /// Whether every job has ended, read or not.
@@ -248,10 +258,7 @@ mod tests {
         let taken = reader.take();
         let events = taken.events.unwrap();
         assert_eq!(events.len(), 1);
-        assert_eq!(
-            (events[0].job, events[0].tokens.len()),
-            (1, 10)
-        );
+        assert_eq!((events[0].job, events[0].tokens.len()), (1, 10));
         assert!(taken.resume);
         assert!(!outlet.push(said(1, 1, None)));
     }

@@ -102,6 +102,10 @@ impl StepLoop {
     ) {
         let id = parent.id;
         let parent = self.sequence(parent);
+        if let Some(error) = parent.failure.take() {
+            let _ = reply.send(Err(error));
+            return;
+        }
         let mut child = SequenceState::new(child_face);
         child.tokens.clone_from(&parent.tokens);
         child.uncounted.clone_from(&parent.uncounted);
@@ -157,12 +161,12 @@ impl StepLoop {
 
     /// A job that has nothing to do ends here, the others get in line.
     fn begin(&mut self, id: u64) {
-        let Some(sequence) = self.sequences.get(&id) else {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
         let Some(job) = &sequence.job else { return };
-        let finish = if let Some(error) = &sequence.failure {
-            Some(Finish::Failed(error.clone()))
+        let finish = if let Some(error) = sequence.failure.take() {
+            Some(Finish::Failed(error))
         } else if job.policy.max_tokens == Some(0) {
             Some(Finish::Stopped(StopReason::MaxTokens))
         } else if sequence.length() >= self.shared.facts.context_length {

@@ -52,7 +52,7 @@ pub(crate) struct SequenceState {
     pub(crate) forks: Vec<Fork>,
     /// Appended tokens that no run has counted as its prompt yet.
     pub(crate) uncounted: Vec<Uncounted>,
-    /// Why its prefix cannot be computed; a rewind forgives.
+    /// Why its prefix could not be computed, until somebody is told; nothing is computed before.
     pub(crate) failure: Option<EngineError>,
     /// The handle is gone: it is removed once it has no job.
     pub(crate) released: bool,

@@ -21,7 +21,7 @@ pub(crate) struct Span {
     pub(crate) sequence: u64,
     pub(crate) start: u32,
     pub(crate) end: u32,
-    /// Whether the last row's logits are wanted.
+    /// Whether the last row's logits are wanted. Speculation would want those of its draft rows, too.
     pub(crate) logits: bool,
 }
 

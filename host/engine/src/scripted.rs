@@ -3,6 +3,7 @@
 //! Its "keys and values" are the token ids themselves, and the next token is a function of the tokens it reads back
 //! through the block table. A wrong table, a missed copy or a block used after it was freed gives a wrong answer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,6 +160,7 @@ impl Executor for ScriptedExecutor {
             let slot = self.slot(batch, index, row.table, row.position)?;
             self.slots[slot] = row.token;
         }
+        assert_written_alone(batch);
         logits.clear();
         for (index, row) in batch.rows.iter().enumerate() {
             if row.logits {
@@ -183,6 +185,18 @@ impl Executor for ScriptedExecutor {
         let end = start + BLOCK_TOKENS as usize;
         self.slots
             .copy_within(start..end, (to * BLOCK_TOKENS) as usize);
+    }
+}
+
+/// Holds the engine to its side of [`StepBatch`]: a block that rows write is in no other table.
+fn assert_written_alone(batch: &StepBatch<'_>) {
+    let mut holders: BTreeMap<u32, u32> = BTreeMap::new();
+    for &block in batch.tables.iter().copied().flatten() {
+        *holders.entry(block).or_insert(0) += 1;
+    }
+    for row in batch.rows {
+        let block = batch.tables[row.table as usize][(row.position / BLOCK_TOKENS) as usize];
+        assert_eq!(holders[&block], 1, "block {block} is written and shared");
     }
 }
 

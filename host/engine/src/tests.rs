@@ -237,6 +237,85 @@ fn a_long_prompt_does_not_stop_the_prompts_of_another_tenant() {
 }
 
 #[test]
+fn one_tenant_with_many_requests_does_not_keep_another_waiting() {
+    let config = EngineConfig {
+        sequences_running_max: 1,
+        ..EngineConfig::default()
+    };
+    let mut engine = Stepped::new(Scripted::default(), config);
+    let many: Vec<Sequence> = (0..20).map(|i| engine.sequence(&[i, 1, 2])).collect();
+    let _runs: Vec<Run> = many.iter().map(|s| engine.start(s, greedy(10))).collect();
+    engine.steps(15);
+    let one = engine.client.sequence(tenant(2)).unwrap();
+    one.append(&[3]).unwrap();
+    let mut run = engine.start(&one, greedy(10));
+    engine.steps(20);
+    let events = run.try_next().unwrap().unwrap();
+    assert_eq!(events[0].finished, stopped(StopReason::MaxTokens));
+}
+
+#[test]
+fn prompts_are_computed_in_the_proportion_of_weights() {
+    let config = EngineConfig {
+        step_tokens_max: 8,
+        ..EngineConfig::default()
+    };
+    let mut engine = Stepped::new(Scripted::default(), config);
+    let heavy = Owner {
+        weight: 3,
+        ..tenant(2)
+    };
+    let prompts = [tenant(1), heavy].map(|owner| {
+        let sequence = engine.client.sequence(owner).unwrap();
+        sequence.append(&[1; 4000]).unwrap();
+        sequence
+    });
+    engine.steps(100);
+    let computed: Vec<u32> = engine
+        .engine
+        .sequences
+        .values()
+        .map(|s| s.computed)
+        .collect();
+    assert_eq!(computed.iter().sum::<u32>(), 800);
+    assert!(computed[0].abs_diff(200) <= 16, "{computed:?}");
+    drop(prompts);
+}
+
+#[test]
+fn a_fork_of_a_sequence_being_decoded_goes_on_from_there() {
+    let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
+    let sequence = engine.sequence(&[1; 20]);
+    let mut run = engine.start(&sequence, greedy(40));
+    engine.steps(15);
+    let (child, ready) = sequence.begin_fork().unwrap();
+    let all = engine.finish(&mut run).remove(0).tokens;
+    block_on(ready).unwrap().unwrap();
+    let length = block_on(child.length());
+    assert_eq!(length, 35);
+    let mut run = engine.start(&child, greedy(25));
+    assert_eq!(engine.finish(&mut run)[0].tokens, all[15..]);
+}
+
+#[test]
+fn a_fork_given_up_leaves_nothing() {
+    let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
+    let parent = engine.sequence(&[1; 600]);
+    let given_up = parent.begin_fork().unwrap();
+    engine.steps(1);
+    drop(given_up);
+    let orphan = parent.begin_fork().unwrap();
+    drop(parent);
+    engine.steps(5);
+    let (child, ready) = orphan;
+    assert_eq!(block_on(ready).unwrap(), Err(EngineError::Cancelled));
+    drop(child);
+    engine.steps(1);
+    assert_eq!(engine.free(), 1024);
+    assert!(engine.engine.sequences.is_empty());
+}
+
+#[test]
 fn a_fork_shares_all_but_the_row_it_writes() {
     let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
     let parent = engine.sequence(&[7; 40]);
