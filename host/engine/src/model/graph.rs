@@ -299,7 +299,7 @@ impl<'g> Loader<'g> {
         if (view.rows, view.cols) != (rows, cols) {
             return Err(wrong_shape(&tensor, &[cols as u64, rows as u64]));
         }
-        Ok(self.cpu.prepare_owned(view))
+        Ok(self.cpu.prepare(view).into_owned())
     }
 
     /// The matrix `output.weight` where the file has one; models without it use the embedding again.

@@ -6,8 +6,10 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use realm_engine::model::{ModelOptions, load_on};
+use realm_engine::text::TextModel;
 use realm_engine::{BatchRow, Executor, Gguf, ModelFacts, StepBatch};
 use realm_kernels::Cpu;
 
@@ -22,6 +24,7 @@ pub(crate) struct Piece<'a> {
 pub(crate) struct Model {
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) facts: ModelFacts,
+    pub(crate) text: Arc<TextModel>,
 }
 
 impl Model {
@@ -31,8 +34,12 @@ impl Model {
             kv_bytes_max: 64 << 20,
             ..ModelOptions::default()
         };
-        let (executor, facts, _) = load_on(cpu, &gguf, options).expect("the model loads");
-        Model { executor, facts }
+        let (executor, facts, text) = load_on(cpu, &gguf, options).expect("the model loads");
+        Model {
+            executor,
+            facts,
+            text,
+        }
     }
 
     /// Runs the pieces as one step and returns the logits of every row.
