@@ -178,6 +178,10 @@ impl From<CatalogError> for ApiError {
             CatalogError::Exists { .. } => client(StatusCode::CONFLICT, "already_exists"),
             CatalogError::NotFound { .. } => client(StatusCode::NOT_FOUND, "not_found"),
             CatalogError::NothingBefore { .. } => client(StatusCode::CONFLICT, "nothing_before"),
+            CatalogError::Database(sqlx::Error::Database(cause)) if cause.is_foreign_key_violation() => {
+                let message = "the tenant or the version was removed meanwhile";
+                ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", message)
+            }
             CatalogError::Newer { .. } | CatalogError::Database(_) => ApiError::internal(&chain(&error)),
         }
     }

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod auth;
 pub mod config;
 pub mod error;
 pub mod hooks;
+pub mod ingress;
 pub mod metrics;
 pub mod registry;
 pub mod state;

@@ -38,6 +38,8 @@ pub struct App {
     pub changes: tokio::sync::Mutex<()>,
     /// Becomes true when the server was told to stop.
     pub stopping: watch::Sender<bool>,
+    /// Connections and calls that a stop waits for.
+    pub open: watch::Sender<usize>,
     directory: RwLock<Arc<Directory>>,
     /// What a tenant has across changes: its counted memory and its permits.
     accounts: Mutex<HashMap<u32, Account>>,
@@ -117,6 +119,7 @@ impl App {
             admin_token,
             changes: tokio::sync::Mutex::new(()),
             stopping: watch::Sender::new(false),
+            open: watch::Sender::new(0),
             directory: RwLock::default(),
             accounts: Mutex::default(),
         };
@@ -180,6 +183,25 @@ impl App {
         }
     }
 
+    /// Changes the registry and what requests see. It runs to its end even when the caller hangs up, so that memory
+    /// never stays behind the disk.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub async fn change<T: Send + 'static>(
+        self: &Arc<App>,
+        work: impl Future<Output = ApiResult<T>> + Send + 'static,
+    ) -> ApiResult<T> {
+        let app = Arc::clone(self);
+        let changed = tokio::spawn(async move {
+            let _turn = app.changes.lock().await;
+            let done = work.await?;
+            app.reload().await?;
+            Ok(done)
+        });
+        changed.await.unwrap_or_else(|error| Err(ApiError::internal(&error)))
+    }
+
     /// Whose key this is.
     ///
     /// # Errors
@@ -213,6 +235,23 @@ impl App {
     /// The engines behind the base models.
     pub fn engines(&self) -> Vec<Client> {
         self.models.iter().map(|model| model.client.clone()).collect()
+    }
+}
+
+/// A connection or call that a stop waits for, until it is dropped.
+pub struct Open(Arc<App>);
+
+impl Open {
+    /// Counts one more.
+    pub fn new(app: &Arc<App>) -> Open {
+        app.open.send_modify(|open| *open += 1);
+        Open(Arc::clone(app))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
     }
 }
 
