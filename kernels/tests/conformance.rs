@@ -681,8 +681,11 @@ fn attention_is_the_reference() {
                 (1, 7),
                 (2, 48),
             ]
+            .into_iter()
+            // And a prompt's run of rows across blocks.
+            .chain((40..71).map(|position| (2, position)))
             .map(|(table, position)| AttentionRow { table, position })
-            .into();
+            .collect();
             let width = shape.heads * shape.head_dim;
             let q: Vec<f32> = random
                 .floats(rows.len() * width)
