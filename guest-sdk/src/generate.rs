@@ -76,7 +76,7 @@ impl Policy {
         self
     }
 
-    /// Reports log-probabilities: of the chosen token, and of the `top` likeliest.
+    /// Reports log-probabilities: of the chosen token, and of the `top` likeliest. Never less than was asked before.
     #[must_use]
     pub fn logprobs(self, top: u32) -> Policy {
         self.0.logprobs(top);
@@ -111,6 +111,18 @@ impl Run {
             .map(|(sequence, policy)| (&sequence.0, &policy.0))
             .collect();
         generation::Run::start(&jobs).map(Run)
+    }
+
+    /// Starts decoding all of them the same way; job `i` is `sequences[i]`.
+    ///
+    /// # Errors
+    /// Those of [`Run::start`].
+    pub fn start_all(sequences: &[Sequence], policy: &Policy) -> Result<Run, Error> {
+        let jobs: Vec<_> = sequences
+            .iter()
+            .map(|sequence| (sequence, policy))
+            .collect();
+        Run::start(&jobs)
     }
 
     /// Events so far, after waiting up to `wait_ms` for the first. An empty list: none came in time. `None`: every

@@ -1,7 +1,7 @@
 //! Models, and token sequences with KV behind them.
 
 use crate::bindings::realm::llm::{model, sequence};
-use crate::{Error, Facts, Message, Token, Tool};
+use crate::{Error, Facts, Message, Role, Token, Tool};
 
 /// A model the tenant may use.
 #[derive(Debug)]
@@ -82,6 +82,19 @@ impl Sequence {
         self.0.fork().map(Sequence)
     }
 
+    /// This sequence and its forks, `n` together, for answering one prompt several ways.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::fork`].
+    pub fn split(self, n: u32) -> Result<Vec<Sequence>, Error> {
+        let mut all = Vec::new();
+        for _ in 1..n {
+            all.push(self.fork()?);
+        }
+        all.insert(0, self);
+        Ok(all)
+    }
+
     /// Forgets everything from position `length` on.
     ///
     /// # Errors
@@ -104,5 +117,23 @@ impl Sequence {
     /// `Invalid` when the range does not lie inside the sequence.
     pub fn tokens(&self, start: u32, end: u32) -> Result<Vec<Token>, Error> {
         self.0.tokens(start, end)
+    }
+}
+
+impl Message {
+    /// What a user says.
+    pub fn user(content: impl Into<String>) -> Message {
+        Message::new(Role::User, content)
+    }
+
+    /// A message without a name, and without tools.
+    pub fn new(role: Role, content: impl Into<String>) -> Message {
+        Message {
+            role,
+            content: content.into(),
+            name: None,
+            tool_call_id: None,
+            tool_calls: Vec::new(),
+        }
     }
 }

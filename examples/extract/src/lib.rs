@@ -4,9 +4,7 @@
 //! object after a few tries is an error the caller can tell from an answer, never a made-up value.
 
 use realm_guest::json::{Map, Value, from_str, json};
-use realm_guest::{
-    Description, Error, Kind, Message, Model, Reply, Request, Role, Run, Workflow, log,
-};
+use realm_guest::{Description, Error, Kind, Message, Model, Reply, Request, Run, Workflow, log};
 
 const TRIES: u32 = 3;
 const FIELDS_MAX: usize = 32;
@@ -108,13 +106,7 @@ fn user(text: &str, fields: &[String]) -> Message {
          for a key the text says nothing about. Return only the JSON.",
         fields.join(", ")
     );
-    Message {
-        role: Role::User,
-        content,
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    }
+    Message::user(content)
 }
 
 /// The JSON object `text` begins with, whatever the model wrote after it.

@@ -5,7 +5,7 @@
 
 use realm_guest::json::json;
 use realm_guest::{
-    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Role, Run,
+    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Run,
     StopReason, Token, Workflow,
 };
 
@@ -57,19 +57,14 @@ impl Workflow for BestOfN {
 /// The function's own parameters instead of a client's chat.
 fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error> {
     let parameters = request.parameters()?;
-    let prompt = parameters["prompt"]
-        .as_str()
-        .ok_or_else(|| Error::invalid_because("prompt: a string is required"))?;
-    let n = match parameters.get("n") {
-        None => DEFAULT_N,
-        Some(n) => match n.as_u64() {
-            Some(n @ 1..=MAX_N) => n as u32,
-            _ => {
-                return Err(Error::invalid_because(format!(
-                    "n: an integer from 1 to {MAX_N} is required"
-                )));
-            }
-        },
+    let Some(prompt) = parameters["prompt"].as_str() else {
+        return Err(Error::invalid_because("prompt: a string is required"));
+    };
+    let n = parameters
+        .get("n")
+        .map_or(Some(DEFAULT_N.into()), |n| n.as_u64());
+    let Some(n @ 1..=MAX_N) = n else {
+        return Err(Error::invalid_because(format!("n: 1 to {MAX_N}")));
     };
     let max_tokens = parameters["max_tokens"]
         .as_u64()
@@ -85,21 +80,11 @@ fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error
         policy = policy.seed(seed);
     }
 
-    let message = Message {
-        role: Role::User,
-        content: prompt.into(),
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    };
-    let candidates = candidates(model, &model.render(&[message], &[], true)?, n, &policy)?;
+    let prompt = model.render(&[Message::user(prompt)], &[], true)?;
+    let candidates = candidates(model, &prompt, n as u32, &policy)?;
     let scores: Vec<f32> = candidates.iter().map(Candidate::mean_logprob).collect();
     let best = best_of(candidates)?;
-    let text: String = best
-        .events
-        .iter()
-        .map(|event| event.text.as_str())
-        .collect();
+    let text: String = best.events.iter().map(|e| e.text.as_str()).collect();
     reply.json(&json!({"text": text, "mean_logprob": best.mean_logprob(), "scores": scores}))
 }
 
@@ -129,20 +114,10 @@ fn candidates(
     n: u32,
     policy: &Policy,
 ) -> Result<Vec<Candidate>, Error> {
-    let first = model.sequence()?;
-    first.append(prompt)?;
-    let mut sequences = Vec::new();
-    for _ in 1..n {
-        sequences.push(first.fork()?);
-    }
-    sequences.push(first);
-
-    let policy = policy.clone().logprobs(0);
-    let jobs: Vec<_> = sequences
-        .iter()
-        .map(|sequence| (sequence, &policy))
-        .collect();
-    let run = Run::start(&jobs)?;
+    let sequence = model.sequence()?;
+    sequence.append(prompt)?;
+    let sequences = sequence.split(n)?;
+    let run = Run::start_all(&sequences, &policy.clone().logprobs(0))?;
     let mut candidates: Vec<Candidate> = sequences.iter().map(|_| Candidate::default()).collect();
     while let Some(events) = run.next(u32::MAX)? {
         for event in events {
@@ -152,11 +127,9 @@ fn candidates(
                 _ => {}
             }
             let candidate = &mut candidates[event.job as usize];
-            candidate.logprob += event
-                .logprobs
-                .iter()
-                .map(|token| token.logprob)
-                .sum::<f32>();
+            for token in &event.logprobs {
+                candidate.logprob += token.logprob;
+            }
             candidate.tokens += event.logprobs.len() as u32;
             candidate.events.push(event);
         }

@@ -22,13 +22,9 @@ impl Workflow for Passthrough {
         let prompt = request.prompt()?;
         let choices = request.choices();
 
-        let first = model.sequence()?;
-        first.append(&prompt)?;
-        let mut sequences = Vec::new();
-        for _ in 1..choices {
-            sequences.push(first.fork()?);
-        }
-        sequences.insert(0, first);
+        let sequence = model.sequence()?;
+        sequence.append(&prompt)?;
+        let sequences = sequence.split(choices)?;
 
         if request.echo() {
             let text = model.decode(&prompt)?;
@@ -36,12 +32,7 @@ impl Workflow for Passthrough {
                 reply.text(choice, &text)?;
             }
         }
-        let policy = request.policy();
-        let jobs: Vec<_> = sequences
-            .iter()
-            .map(|sequence| (sequence, &policy))
-            .collect();
-        reply.forward(Run::start(&jobs)?)?;
+        reply.forward(Run::start_all(&sequences, &request.policy())?)?;
         Ok(())
     }
 }

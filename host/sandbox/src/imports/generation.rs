@@ -107,7 +107,8 @@ impl HostPolicy for State {
     }
 
     async fn logprobs(&mut self, policy: Resource<PolicyHandle>, top: u32) -> wasmtime::Result<()> {
-        self.policy(&policy)?.logprobs = Some(top);
+        let policy = self.policy(&policy)?;
+        policy.logprobs = policy.logprobs.max(Some(top));
         Ok(())
     }
 
