@@ -7,11 +7,13 @@
 
 pub mod admin;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod hooks;
 pub mod ingress;
 pub mod metrics;
 pub mod registry;
+pub mod serve;
 pub mod state;
 pub mod workflows;

@@ -232,6 +232,12 @@ impl App {
         *self.stopping.borrow()
     }
 
+    /// Waits for that. Safe to drop.
+    pub async fn until_stopping(&self) {
+        // The sender is a field of this very struct, so the channel cannot close first.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
     /// The engines behind the base models.
     pub fn engines(&self) -> Vec<Client> {
         self.models.iter().map(|model| model.client.clone()).collect()

@@ -1,0 +1,111 @@
+//! `realm run`: one question to one model, through the sandbox as in the server, without the server.
+
+use crate::config::{CallLimits, model_name_of};
+use crate::workflows::passthrough_wasm;
+use anyhow::{Context, Result, bail};
+use realm_engine::text::ChatMessage;
+use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Policy};
+use realm_sandbox::{
+    Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, Request, RequestKind, Sandbox, SandboxConfig, Tenant,
+    TenantMemory,
+};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nobody else shares the machine's model here, so an answer may take its time.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+#[derive(clap::Args)]
+pub(super) struct Run {
+    /// GGUF file
+    model: PathBuf,
+    /// What to ask
+    #[arg(short, long)]
+    prompt: String,
+    /// Text to continue as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Tokens to generate at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    max_tokens: u32,
+    /// Repeats a sampled answer
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads that compute; 0 is one per processor
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// What the component logs goes nowhere: it is our own and says nothing.
+struct NoLog;
+
+impl Hooks for NoLog {
+    fn log(&self, _: &Tenant, _: &str, _: LogLevel, _: &str) {}
+}
+
+pub(super) async fn run(run: Run) -> Result<()> {
+    let name = model_name_of(&run.model);
+    let engine = load(&run, &name)?;
+    let policy =
+        Policy { max_tokens: Some(run.max_tokens), temperature: run.temperature, seed: run.seed, ..Policy::default() };
+    policy.validate(engine.client().facts().vocab_size).map_err(anyhow::Error::msg)?;
+    // Our own component is trusted, so it is compiled right here.
+    let config = SandboxConfig { compiler: Compiler::InProcess, instances_max: 1, ..SandboxConfig::default() };
+    let sandbox = Sandbox::new(config, Arc::new(NoLog)).context("starting the sandbox")?;
+    let artifact = sandbox.compile(passthrough_wasm()).await.context("compiling passthrough")?;
+    let workflow = sandbox.load("passthrough", &artifact).context("loading passthrough")?;
+    let mut limits = CallLimits::default();
+    limits.wall_ms_max = u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    let limits = limits.to_sandbox();
+    let tenant = Tenant {
+        id: 1,
+        name: "local".into(),
+        weight: 1,
+        kv_blocks_max: u32::MAX,
+        memory: Arc::new(TenantMemory::new(limits.memory_bytes_max)),
+        limits,
+        models: ModelSet::new(BTreeMap::from([(name.clone(), engine.client())])),
+    };
+    let kind = if run.raw {
+        RequestKind::Completion { prompt: Prompt::Text(run.prompt), echo: false }
+    } else {
+        let message = ChatMessage {
+            role: "user".to_owned(),
+            content: run.prompt,
+            name: None,
+            tool_call_id: None,
+            tool_calls: Vec::new(),
+        };
+        RequestKind::Chat { messages: vec![message], tools: Vec::new() }
+    };
+    let request = Request { id: "run".to_owned(), kind, model: name, policy, choices: 1, deadline: DEADLINE };
+    let mut invocation = sandbox.invoke(&workflow, &tenant, request);
+    let mut out = std::io::stdout();
+    while let Some(event) = invocation.next().await {
+        match event {
+            ReplyEvent::Delta { text, .. } => {
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+            }
+            ReplyEvent::End(Ok(_)) => writeln!(out)?,
+            ReplyEvent::End(Err(error)) => bail!("{}", error.public()),
+            ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+        }
+    }
+    engine.shutdown();
+    Ok(())
+}
+
+fn load(run: &Run, name: &str) -> Result<Engine> {
+    let path = run.model.display();
+    let gguf = Gguf::open(&run.model).with_context(|| format!("cannot read the model {path}"))?;
+    let options = ModelOptions { threads: run.threads, ..ModelOptions::default() };
+    let config = EngineConfig { model_name: name.to_owned(), ..EngineConfig::default() };
+    Engine::load(gguf, options, config).with_context(|| format!("cannot run the model {path}"))
+}
