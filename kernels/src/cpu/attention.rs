@@ -142,9 +142,9 @@ impl Item<'_> {
         let mut out: [&mut [f32]; N] = std::array::from_fn(|i| unsafe { self.out.part(range(i)) });
         let spans: [Range<usize>; N] =
             std::array::from_fn(|i| shape.span(self.rows[row(i)].position));
-        let all = spans
-            .iter()
-            .fold(usize::MAX..0, |a, b| a.start.min(b.start)..a.end.max(b.end));
+        let all = spans.iter().fold(spans[0].clone(), |a, b| {
+            a.start.min(b.start)..a.end.max(b.end)
+        });
         let table = self.tables[self.rows[start].table as usize];
 
         let mut softmax = [Softmax {
@@ -154,8 +154,9 @@ impl Item<'_> {
         for out in &mut out {
             out.fill(0.0);
         }
-        for index in all.start / BLOCK_TOKENS..all.end.div_ceil(BLOCK_TOKENS) {
-            let (keys, values) = self.kv.head(table[index], self.kv_head);
+        let blocks = &table[..all.end.div_ceil(BLOCK_TOKENS)];
+        for (index, &block) in blocks.iter().enumerate().skip(all.start / BLOCK_TOKENS) {
+            let (keys, values) = self.kv.head(block, self.kv_head);
             let visible = tokens(&all, index);
             let mut weights = [[0f32; BLOCK_TOKENS]; N];
             scores::<S, N>(s, &q, keys, shape, &mut weights);

@@ -87,7 +87,7 @@ block_types! {
 }
 
 impl BlockType {
-    /// The types [`dequantize`] and the matrix operations take.
+    /// The types [`dequantize()`] and the matrix operations take.
     pub const RUNNABLE: [BlockType; 11] = [
         BlockType::F32,
         BlockType::F16,
