@@ -84,10 +84,13 @@ async fn generate(
     let started = Instant::now();
     let admission = app.admit(tenant)?;
     let body = read_json(request.into_body(), BODY_BYTES_MAX).await?;
-    let (common, kind) = match family {
+    let (mut common, kind) = match family {
         Family::Chat => chat::parse(&body)?,
         Family::Completion => completions::parse(&body)?,
     };
+    if family == Family::Completion {
+        common.policy.max_tokens.get_or_insert(completions::MAX_TOKENS);
+    }
     drop(body);
     let target = route::resolve(app, tenant, &common.model, &kind).await?;
     let id = random_hex::<12>();

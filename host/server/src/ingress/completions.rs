@@ -6,7 +6,7 @@ use realm_sandbox::{Prompt, RequestKind};
 use serde_json::Value;
 
 /// What OpenAI generates when a completion does not say how much.
-const MAX_TOKENS: u32 = 16;
+pub(super) const MAX_TOKENS: u32 = 16;
 
 /// Reads a completion.
 ///
@@ -15,7 +15,6 @@ const MAX_TOKENS: u32 = 16;
 pub(super) fn parse(body: &Value) -> ApiResult<(Common, RequestKind)> {
     let fields = Fields::of(body)?;
     let mut common = Common::parse(fields)?;
-    common.policy.max_tokens.get_or_insert(MAX_TOKENS);
     common.policy.logprobs = completion_logprobs(fields)?;
     let prompt = prompt(fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "is missing"))?)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
@@ -84,7 +83,7 @@ mod tests {
         assert_eq!(prompt(json!(["a"])).0, "a");
         assert_eq!(prompt(json!([1, 2])).1, [1, 2]);
         assert_eq!(prompt(json!([[1, 2]])).1, [1, 2]);
-        assert_eq!(check(json!({})).unwrap().0, Some(16), "OpenAI's default");
+        assert_eq!(check(json!({"max_tokens": 3})).unwrap().0, Some(3));
     }
 
     #[test]
