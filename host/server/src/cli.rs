@@ -1,6 +1,11 @@
 //! The command line.
 
 mod ask;
+mod call;
+mod client;
+mod doctor;
+mod model;
+mod operator;
 
 use crate::config::{Config, Flags};
 use crate::serve;
@@ -24,6 +29,34 @@ enum Command {
     Serve(Serve),
     /// Ask a model one question, without a server
     Run(ask::Run),
+    /// Look at model files
+    #[command(subcommand)]
+    Model(model::Model),
+    /// Make, list and remove tenants
+    Tenant {
+        #[command(flatten)]
+        admin: client::Admin,
+        #[command(subcommand)]
+        command: operator::Tenant,
+    },
+    /// Make, list and revoke API keys
+    Key {
+        #[command(flatten)]
+        admin: client::Admin,
+        #[command(subcommand)]
+        command: operator::Key,
+    },
+    /// Upload workflows and choose which version is active
+    Workflow {
+        #[command(flatten)]
+        admin: client::Admin,
+        #[command(subcommand)]
+        command: operator::Workflow,
+    },
+    /// Call a function of a workflow
+    Call(call::Call),
+    /// Look over what the server needs
+    Doctor(doctor::Doctor),
     /// Compile a component from standard input to standard output
     #[command(hide = true)]
     CompileWorker,
@@ -78,6 +111,12 @@ fn run(command: Command) -> Result<()> {
                 serve::serve(config, options).await
             }
             Command::Run(run) => ask::run(run).await,
+            Command::Model(command) => model::model(command),
+            Command::Tenant { admin, command } => operator::tenant(&admin, command).await,
+            Command::Key { admin, command } => operator::key(&admin, command).await,
+            Command::Workflow { admin, command } => operator::workflow(&admin, command).await,
+            Command::Call(call) => call::call(call).await,
+            Command::Doctor(doctor) => doctor::doctor(doctor).await,
             Command::CompileWorker => Ok(()), // ran before the runtime
         }
     });

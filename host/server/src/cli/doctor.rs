@@ -1,0 +1,91 @@
+//! `realm doctor`: looks over what the server needs and says what it finds; a finding is an error.
+
+use super::client::line;
+use crate::config::{Config, Flags};
+use crate::hooks::TenantLogs;
+use crate::registry::Catalog;
+use crate::serve::sandbox;
+use crate::workflows::passthrough_wasm;
+use anyhow::{Context, Result, bail};
+use realm_engine::Gguf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub(super) struct Doctor {
+    /// TOML file with settings
+    #[arg(long, value_name = "PATH", env = "REALM_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+pub(super) async fn doctor(doctor: Doctor) -> Result<()> {
+    let config = Config::load(doctor.config.as_deref(), &doctor.flags)?;
+    let mut findings = 0;
+    let mut report = |what: &str, checked: Result<String>| match checked {
+        Ok(said) => line(&format!("ok       {what}: {said}")),
+        Err(error) => {
+            findings += 1;
+            line(&format!("FINDING  {what}: {error:#}"))
+        }
+    };
+    report("settings", Ok("readable, no unknown key".to_owned()))?;
+    report("processor", Ok(processor()))?;
+    report("model", model(&config))?;
+    report("data folder", writable(&config.data_dir))?;
+    report("registry", registry(&config.data_dir).await)?;
+    report("sandbox", compile(&config).await)?;
+    match findings {
+        0 => Ok(()),
+        1 => bail!("one finding"),
+        more => bail!("{more} findings"),
+    }
+}
+
+fn processor() -> String {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{count} threads, {}", std::env::consts::ARCH)
+}
+
+fn model(config: &Config) -> Result<String> {
+    let Some(path) = &config.model else { bail!("none is set: give --model PATH") };
+    let gguf = Gguf::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let architecture = gguf.metadata().str("general.architecture")?.unwrap_or("unknown").to_owned();
+    Ok(format!("{}, {architecture}, {} MB", path.display(), gguf.file_bytes() / 1_000_000))
+}
+
+fn writable(folder: &Path) -> Result<String> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let probe = folder.join(".doctor");
+    std::fs::write(&probe, b"realm").with_context(|| format!("cannot write to {}", folder.display()))?;
+    std::fs::remove_file(&probe).with_context(|| format!("cannot remove {}", probe.display()))?;
+    Ok(format!("{} is writable", folder.display()))
+}
+
+/// Reads only: a server may be running on the folder.
+async fn registry(folder: &Path) -> Result<String> {
+    let path = folder.join("registry.sqlite");
+    if !path.exists() {
+        return Ok("none yet, the first start makes it".to_owned());
+    }
+    let catalog = Catalog::open(&path).await?;
+    let damage = catalog.check().await?;
+    if !damage.is_empty() {
+        bail!("damaged: {}", damage.join("; "));
+    }
+    let digests = catalog.digests().await?;
+    let missing = digests.iter().filter(|digest| !folder.join("blobs").join(format!("{digest}.wasm")).exists());
+    match missing.count() {
+        0 => Ok(format!("{} tenants, {} components", catalog.tenants().await?.len(), digests.len())),
+        missing => bail!("{missing} components are missing from {}", folder.join("blobs").display()),
+    }
+}
+
+/// Goes the whole way of an upload, the compiler's own process included.
+async fn compile(config: &Config) -> Result<String> {
+    let sandbox = sandbox(config, [0; 32], Arc::new(TenantLogs::default()))?;
+    let artifact = sandbox.compile(passthrough_wasm()).await.context("compiling a component")?;
+    sandbox.load("passthrough", &artifact).context("loading a component")?;
+    Ok("compiles and loads components".to_owned())
+}

@@ -1,0 +1,187 @@
+//! `realm tenant`, `realm key` and `realm workflow`: what the admin API does, from a shell.
+
+use super::client::{Admin, line, part};
+use anyhow::{Context, Result};
+use axum::http::Method;
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+#[derive(Subcommand)]
+pub(super) enum Tenant {
+    /// Make a tenant
+    Create {
+        /// Its name
+        name: String,
+        /// Its share of the engine against others
+        #[arg(long, default_value_t = 1)]
+        weight: u32,
+        /// KV blocks it may hold [default: all there are]
+        #[arg(long, value_name = "N")]
+        kv_blocks_max: Option<u32>,
+        /// Requests at once [default: the server's]
+        #[arg(long, value_name = "N")]
+        requests_max: Option<u32>,
+    },
+    /// List tenants
+    List,
+    /// Remove a tenant with its keys and workflows
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum Key {
+    /// Make a key and print it; it is shown only now
+    Create {
+        /// Whose
+        tenant: String,
+        /// A note beside it
+        #[arg(long, default_value = "")]
+        label: String,
+    },
+    /// List a tenant's keys
+    List {
+        /// Whose
+        tenant: String,
+    },
+    /// Put a key out of force at once
+    Revoke {
+        /// Whose
+        tenant: String,
+        /// The key's id
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum Workflow {
+    /// Upload a component as the next version of a workflow
+    Push {
+        /// Whose
+        tenant: String,
+        /// The workflow's name
+        name: String,
+        /// The component, a .wasm file
+        file: PathBuf,
+        /// Make it the active version
+        #[arg(long)]
+        activate: bool,
+    },
+    /// List a tenant's workflows and their versions
+    List {
+        /// Whose
+        tenant: String,
+    },
+    /// Make a version the active one
+    Activate {
+        /// Whose
+        tenant: String,
+        /// The workflow's name
+        name: String,
+        /// The version
+        version: u32,
+    },
+    /// Return to the version that was active before
+    Rollback {
+        /// Whose
+        tenant: String,
+        /// The workflow's name
+        name: String,
+    },
+}
+
+pub(super) async fn tenant(admin: &Admin, command: Tenant) -> Result<()> {
+    match command {
+        Tenant::Create { name, weight, kv_blocks_max, requests_max } => {
+            let body = json!({
+                "name": name, "weight": weight, "kv_blocks_max": kv_blocks_max, "requests_max": requests_max,
+            });
+            admin.post("/admin/v1/tenants", &body).await?;
+            line(&format!("tenant {name} created"))
+        }
+        Tenant::List => {
+            let answer = admin.get("/admin/v1/tenants").await?;
+            for tenant in each(&answer["tenants"]) {
+                line(&format!("{}\tweight {}", text(&tenant["name"]), tenant["weight"]))?;
+            }
+            Ok(())
+        }
+        Tenant::Delete { name } => {
+            admin.delete(&format!("/admin/v1/tenants/{}", part(&name))).await?;
+            line(&format!("tenant {name} deleted"))
+        }
+    }
+}
+
+pub(super) async fn key(admin: &Admin, command: Key) -> Result<()> {
+    match command {
+        Key::Create { tenant, label } => {
+            let path = format!("/admin/v1/tenants/{}/keys", part(&tenant));
+            let made = admin.post(&path, &json!({"label": label})).await?;
+            line(&format!("{}\t{}", text(&made["id"]), text(&made["key"])))
+        }
+        Key::List { tenant } => {
+            let answer = admin.get(&format!("/admin/v1/tenants/{}/keys", part(&tenant))).await?;
+            for key in each(&answer["keys"]) {
+                let state = if key["revoked_ms"].is_null() { "in force" } else { "revoked" };
+                let (id, prefix, label) = (text(&key["id"]), text(&key["prefix"]), text(&key["label"]));
+                line(&format!("{id}\t{prefix}...\t{state}\t{label}"))?;
+            }
+            Ok(())
+        }
+        Key::Revoke { tenant, id } => {
+            admin.delete(&format!("/admin/v1/tenants/{}/keys/{}", part(&tenant), part(&id))).await?;
+            line(&format!("key {id} revoked"))
+        }
+    }
+}
+
+pub(super) async fn workflow(admin: &Admin, command: Workflow) -> Result<()> {
+    let path = |tenant: &str, name: &str, what: &str| {
+        format!("/admin/v1/tenants/{}/workflows/{}/{what}", part(tenant), part(name))
+    };
+    match command {
+        Workflow::Push { tenant, name, file, activate } => {
+            let wasm = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let url = path(&tenant, &name, "versions");
+            let stored = admin.send(Method::POST, &url, "application/wasm", wasm).await?;
+            let version = &stored["version"];
+            line(&format!("{name} version {version} stored, {}", text(&stored["digest"])))?;
+            if activate {
+                admin.post(&path(&tenant, &name, "activate"), &json!({"version": version})).await?;
+                line(&format!("{name} version {version} is active"))?;
+            }
+            Ok(())
+        }
+        Workflow::List { tenant } => {
+            let answer = admin.get(&format!("/admin/v1/tenants/{}/workflows", part(&tenant))).await?;
+            for workflow in each(&answer["workflows"]) {
+                for version in each(&workflow["versions"]) {
+                    let active = if version["version"] == workflow["active"] { "\tactive" } else { "" };
+                    let (name, digest) = (text(&workflow["name"]), text(&version["digest"]));
+                    line(&format!("{name}\t{}\t{digest}{active}", version["version"]))?;
+                }
+            }
+            Ok(())
+        }
+        Workflow::Activate { tenant, name, version } => {
+            admin.post(&path(&tenant, &name, "activate"), &json!({"version": version})).await?;
+            line(&format!("{name} version {version} is active"))
+        }
+        Workflow::Rollback { tenant, name } => {
+            let answer = admin.post(&path(&tenant, &name, "rollback"), &json!({})).await?;
+            line(&format!("{name} version {} is active again", answer["active"]))
+        }
+    }
+}
+
+fn each(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
