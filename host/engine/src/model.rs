@@ -136,16 +136,16 @@ pub enum LoadError {
     Thread(#[source] std::io::Error),
 }
 
+/// A model ready to run: what computes it, what is known of it, and its tokenizer and templates.
+pub type Loaded = (Box<dyn Executor>, ModelFacts, Arc<TextModel>);
+
 /// Reads a model for the best instruction set of this CPU.
 ///
 /// The executor owns its weights; the file is not needed after this returns.
 ///
 /// # Errors
 /// [`LoadError`], naming the key or tensor.
-pub fn load(
-    gguf: Arc<Gguf>,
-    options: ModelOptions,
-) -> Result<(Box<dyn Executor>, ModelFacts, Arc<TextModel>), LoadError> {
+pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError> {
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -157,11 +157,7 @@ pub fn load(
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_on(
-    cpu: Cpu,
-    gguf: &Gguf,
-    options: ModelOptions,
-) -> Result<(Box<dyn Executor>, ModelFacts, Arc<TextModel>), LoadError> {
+pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, LoadError> {
     // The text first: it is quick, and a file without a tokenizer is not worth repacking.
     let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
     let architecture = gguf.metadata().require_str("general.architecture")?;
