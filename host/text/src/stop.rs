@@ -1,11 +1,13 @@
 //! Stop strings across the borders of chunks.
 
-/// Looks for stop strings in a text that comes in pieces. Holds back only what could still be the start of one.
+/// Looks for stop strings in a text that comes in pieces, and holds back only what could still be the start of one.
 ///
-/// The earliest match wins; of matches that start at the same place, the longest that is complete by then.
+/// The stop string that is complete first wins; of those complete at the same character, the longest. So the result
+/// does not depend on how the text is cut. One step a byte and stop string, whatever they are.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
-    stops: Vec<String>,
+    stops: Vec<Stop>,
+    /// Text not passed on yet: between pushes, the longest suffix of the text that starts a stop string.
     held: String,
     matched: bool,
 }
@@ -22,47 +24,38 @@ pub struct StopOutput {
 impl StopMatcher {
     /// A matcher for `stops`. Empty strings are left out: they would stop every text before it began.
     pub fn new(stops: Vec<String>) -> StopMatcher {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty());
         StopMatcher {
-            stops,
+            stops: stops.map(Stop::new).collect(),
             held: String::new(),
             matched: false,
         }
     }
 
-    /// Adds a piece of text.
+    /// Adds a piece of text. After a match it returns nothing any more.
     pub fn push(&mut self, text: &str) -> StopOutput {
         if self.matched {
             return StopOutput::default();
         }
-        if self.stops.is_empty() {
-            return StopOutput {
-                text: text.to_owned(),
-                matched: None,
-            };
-        }
+        let before = self.held.len();
         self.held.push_str(text);
-        let found = self
-            .stops
-            .iter()
-            .filter_map(|stop| {
-                self.held
-                    .find(stop)
-                    .map(|at| (at, std::cmp::Reverse(stop.len()), stop))
-            })
-            .min();
-        if let Some((at, _, stop)) = found {
-            let matched = Some(stop.clone());
-            self.held.truncate(at);
-            self.matched = true;
-            return StopOutput {
-                text: std::mem::take(&mut self.held),
-                matched,
-            };
+        for (at, byte) in text.bytes().enumerate() {
+            let complete = self.stops.iter_mut().filter_map(|stop| stop.step(byte));
+            if let Some(stop) = complete.max_by_key(|stop| stop.len()) {
+                let matched = Some(stop.to_owned());
+                self.held.truncate(before + at + 1 - stop.len());
+                self.matched = true;
+                return StopOutput {
+                    text: std::mem::take(&mut self.held),
+                    matched,
+                };
+            }
         }
-        let rest = self.held.split_off(self.safe_bytes());
+        let started = self.stops.iter().map(|stop| stop.seen).max().unwrap_or(0);
+        // What stays starts a stop string, so it starts at a character.
+        let safe = self.held.len() - started;
         StopOutput {
-            text: std::mem::replace(&mut self.held, rest),
+            text: self.held.drain(..safe).collect(),
             matched: None,
         }
     }
@@ -71,19 +64,55 @@ impl StopMatcher {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
 
-    /// Length of the held text without its longest suffix that starts a stop string.
-    fn safe_bytes(&self) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = self.held.len().saturating_sub(longest.saturating_sub(1));
-        (from..self.held.len())
-            .filter(|at| self.held.is_char_boundary(*at))
-            .find(|at| {
-                self.stops
-                    .iter()
-                    .any(|stop| stop.starts_with(&self.held[*at..]))
-            })
-            .unwrap_or(self.held.len())
+/// One stop string and how much of its start ends the text so far (Knuth, Morris and Pratt).
+#[derive(Debug, Clone)]
+struct Stop {
+    text: String,
+    borders: Vec<usize>, // [bytes], longest proper prefix of text[..=i] that is its suffix too
+    seen: usize,         // < bytes
+}
+
+impl Stop {
+    fn new(text: String) -> Stop {
+        let mut stop = Stop {
+            borders: Vec::with_capacity(text.len()),
+            text,
+            seen: 0,
+        };
+        // The borders of the string are what matching it against itself, one byte later, sees.
+        stop.borders.push(0);
+        for at in 1..stop.text.len() {
+            stop.seen = stop.longer(stop.text.as_bytes()[at]);
+            stop.borders.push(stop.seen);
+        }
+        stop.seen = 0;
+        stop
+    }
+
+    /// Length of the longest start of the string that ends the text once `byte` is added.
+    fn longer(&self, byte: u8) -> usize {
+        let mut seen = self.seen;
+        loop {
+            if self.text.as_bytes()[seen] == byte {
+                return seen + 1;
+            }
+            if seen == 0 {
+                return 0;
+            }
+            seen = self.borders[seen - 1];
+        }
+    }
+
+    /// Adds a byte of the text; returns the string when it is complete with it.
+    fn step(&mut self, byte: u8) -> Option<&str> {
+        self.seen = self.longer(byte);
+        if self.seen < self.text.len() {
+            return None;
+        }
+        self.seen = self.borders[self.seen - 1];
+        Some(&self.text)
     }
 }
 
@@ -91,68 +120,105 @@ impl StopMatcher {
 mod tests {
     use super::*;
 
-    /// The same over the whole text at once.
-    fn naive(stops: &[&str], text: &str) -> (String, bool) {
-        match stops.iter().filter_map(|stop| text.find(stop)).min() {
-            Some(at) => (text[..at].to_owned(), true),
-            None => (text.to_owned(), false),
+    /// The same over the whole text at once: of all places where a stop string ends, the first.
+    fn naive(stops: &[String], text: &str) -> (String, Option<String>) {
+        let ends = (1..=text.len()).filter(|end| text.is_char_boundary(*end));
+        for end in ends {
+            let ending = stops.iter().filter(|stop| text[..end].ends_with(*stop));
+            if let Some(stop) = ending.max_by_key(|stop| stop.len()) {
+                return (text[..end - stop.len()].to_owned(), Some(stop.clone()));
+            }
         }
+        (text.to_owned(), None)
     }
 
-    fn check(stops: &[&str], text: &str, piece: usize) {
-        let mut matcher = StopMatcher::new(stops.iter().map(ToString::to_string).collect());
-        let (mut out, mut matched) = (String::new(), false);
-        let characters: Vec<char> = text.chars().collect();
-        for piece in characters.chunks(piece) {
-            let output = matcher.push(&piece.iter().collect::<String>());
-            assert!(
-                !matched || output == StopOutput::default(),
-                "nothing comes after a match"
-            );
+    /// The longest end of `text` that starts a stop string, in bytes.
+    fn held_back(stops: &[String], text: &str) -> usize {
+        let starts = (0..text.len()).filter(|at| text.is_char_boundary(*at));
+        let mut starts = starts.filter(|at| stops.iter().any(|s| s.starts_with(&text[*at..])));
+        starts.next().map_or(0, |at| text.len() - at)
+    }
+
+    fn check(stops: &[String], text: &str, pieces: &[&str]) {
+        let mut matcher = StopMatcher::new(stops.to_vec());
+        let (mut out, mut matched, mut pushed) = (String::new(), None, String::new());
+        for piece in pieces {
+            let output = matcher.push(piece);
+            pushed.push_str(piece);
             out.push_str(&output.text);
-            matched |= output.matched.is_some();
+            if matched.is_none() && output.matched.is_none() {
+                let held = held_back(stops, &pushed);
+                assert_eq!(out.len(), pushed.len() - held, "{stops:?} in {pieces:?}");
+            } else {
+                let nothing = output == StopOutput::default();
+                assert!(matched.is_none() || nothing, "nothing follows a match");
+                matched = matched.or(output.matched);
+            }
         }
-        if !matched {
-            out.push_str(&matcher.finish());
-        }
-        assert_eq!(
-            (out, matched),
-            naive(stops, text),
-            "{stops:?} in {text:?} by {piece}"
-        );
+        out.push_str(&matcher.finish());
+        let expected = naive(stops, text);
+        assert_eq!((out, matched), expected, "{stops:?} in {pieces:?}");
+    }
+
+    /// A small generator with a period of 2^64, enough to draw texts and cuts.
+    fn next(state: &mut u64, below: usize) -> usize {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as usize % below
+    }
+
+    fn text(state: &mut u64, length: usize) -> String {
+        let letters = ['a', 'b', 'é', '🚀'];
+        (0..length)
+            .map(|_| letters[next(state, 4).min(next(state, 4))])
+            .collect()
     }
 
     #[test]
     fn pieces_give_what_the_whole_gives() {
-        let texts = [
-            "",
-            "a",
-            "abab",
-            "abcabcabd",
-            "xx\n\nyy",
-            "aaaab",
-            "né\u{301}né",
-            "stop",
-            "sstosstop!",
-            "🚀🚀a",
-        ];
-        let stops: [&[&str]; 8] = [
-            &[],
-            &["b"],
-            &["abd"],
-            &["\n\n"],
-            &["aab", "ab"],
-            &["né"],
-            &["stop", "top"],
-            &["🚀a", "🚀🚀🚀"],
-        ];
-        for text in texts {
-            for stops in stops {
-                for piece in 1..=text.chars().count().max(1) {
-                    check(stops, text, piece);
-                }
+        let mut state = 7;
+        for _ in 0..20_000 {
+            let stops = (0..next(&mut state, 4)).map(|_| {
+                let length = 1 + next(&mut state, 5);
+                text(&mut state, length)
+            });
+            let stops: Vec<String> = stops.collect();
+            let length = next(&mut state, 16);
+            let text = text(&mut state, length);
+            let mut pieces = Vec::new();
+            let mut rest = text.as_str();
+            while !rest.is_empty() {
+                let characters = 1 + next(&mut state, 4);
+                let cut = rest
+                    .char_indices()
+                    .nth(characters)
+                    .map_or(rest.len(), |(at, _)| at);
+                pieces.push(&rest[..cut]);
+                rest = &rest[cut..];
             }
+            check(&stops, &text, &pieces);
         }
+    }
+
+    #[test]
+    fn the_stop_that_is_complete_first_wins_however_the_text_is_cut() {
+        let stops = ["abcd".to_owned(), "bc".to_owned()];
+        check(&stops, "xabcd", &["xabcd"]);
+        check(&stops, "xabcd", &["xab", "c", "d"]);
+        assert_eq!(StopMatcher::new(stops.to_vec()).push("xabcd").text, "xa");
+    }
+
+    #[test]
+    fn long_stops_and_long_texts_take_linear_time() {
+        // 10^12 steps if every byte were compared with every byte of the stop string.
+        let stop = "a".repeat(1 << 20) + "b";
+        let mut matcher = StopMatcher::new(vec![stop]);
+        let piece = "a".repeat(1 << 10);
+        for _ in 0..1 << 11 {
+            matcher.push(&piece);
+        }
+        assert_eq!(matcher.finish().len(), 1 << 20);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod byte_level;
 mod sentence_piece;
 mod special;
 mod vocabulary;
+mod words;
 
 use crate::chat_template::{ChatMessage, ChatTemplate};
 use crate::{Detokenizer, TextError};
@@ -39,7 +40,7 @@ pub struct TextSource {
     pub pad: Option<u32>,
     /// Whether texts begin with `bos`; the default depends on the model.
     pub add_bos: Option<bool>,
-    /// Whether texts end with `eos`.
+    /// Whether texts end with `eos`: for training. A prompt is there to be continued, so nothing here adds it.
     pub add_eos: Option<bool>,
     /// `llama`: whether a space goes in front of a text; the default is yes.
     pub add_space_prefix: Option<bool>,
@@ -100,7 +101,8 @@ impl TextModel {
             text_of(source.bos),
             text_of(source.eos),
         )?;
-        let (bos, add_bos) = (source.bos, source.add_bos.unwrap_or(!byte_level));
+        let add_bos_default = !byte_level || words::rule(source.pre.as_deref())?.add_bos;
+        let (bos, add_bos) = (source.bos, source.add_bos.unwrap_or(add_bos_default));
         let algorithm = if byte_level {
             Algorithm::ByteLevel(Box::new(ByteLevel::new(source)?))
         } else {

@@ -1,6 +1,8 @@
 //! Byte-level BPE (`gpt2`), by the `tokenizers` crate: text is cut into words, words into bytes, bytes are merged.
 
 use super::TextSource;
+use super::vocabulary::{Kind, kind_of};
+use super::words;
 use crate::TextError;
 use std::sync::LazyLock;
 use tokenizers::Model;
@@ -10,64 +12,6 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::{
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
 };
-
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// A rule: names in files, expressions applied one after the other, and whether a word that is itself a token is taken
-/// whole without merging.
-struct Rule {
-    names: &'static [&'static str],
-    expressions: &'static [&'static str],
-    whole_words: bool,
-}
-
-/// The rules by the names that GGUF files give them.
-const RULES: [Rule; 6] = [
-    Rule {
-        names: &[
-            "default", "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais",
-            "exaone",
-        ],
-        expressions: &[GPT2],
-        whole_words: false,
-    },
-    Rule {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
-        expressions: &[r"\p{N}", GPT2],
-        whole_words: false,
-    },
-    Rule {
-        names: &[
-            "llama-bpe",
-            "llama3",
-            "llama-v3",
-            "falcon3",
-            "dbrx",
-            "smaug-bpe",
-        ],
-        expressions: &[LLAMA3],
-        whole_words: true,
-    },
-    Rule {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"],
-        expressions: &[QWEN2],
-        whole_words: false,
-    },
-    Rule {
-        names: &["tekken"],
-        expressions: &[TEKKEN],
-        whole_words: true,
-    },
-    Rule {
-        names: &["gpt-4o", "llama4"],
-        expressions: &[GPT4O],
-        whole_words: false,
-    },
-];
 
 /// GPT-2's letters for the bytes that have no printable ASCII or Latin-1 letter of their own.
 static CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
@@ -117,22 +61,7 @@ impl std::fmt::Debug for ByteLevel {
 
 impl ByteLevel {
     pub(super) fn new(source: TextSource) -> Result<ByteLevel, TextError> {
-        let pre = source.pre.as_deref().unwrap_or("default");
-        let rule = RULES
-            .iter()
-            .find(|rule| rule.names.contains(&pre))
-            .ok_or_else(|| {
-                let supported = RULES
-                    .iter()
-                    .flat_map(|rule| rule.names)
-                    .copied()
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                TextError::UnknownPreTokenizer {
-                    found: pre.to_owned(),
-                    supported,
-                }
-            })?;
+        let rule = words::rule(source.pre.as_deref())?;
         let words = rule.expressions.iter().map(|expression| {
             Split::new(
                 SplitPattern::Regex((*expression).to_owned()),
@@ -165,7 +94,8 @@ impl ByteLevel {
                     .flat_map(|(_, _, tokens)| tokens.iter().flatten())
                     .map(|token| token.id),
             ),
-            // An expression gave up on a text made to exhaust it. Single bytes are always right, if long.
+            // Not seen to happen: the expressions are ours and the merges were checked. Single bytes are always right,
+            // if long.
             Err(_) => ids.extend(text.bytes().filter_map(|byte| {
                 self.bpe
                     .token_to_id(CHARS[byte as usize].encode_utf8(&mut [0; 4]))
@@ -175,31 +105,36 @@ impl ByteLevel {
 }
 
 /// The merges as the `tokenizers` crate wants them, checked here because it names a missing token without its place.
+///
+/// Control tokens are kept out, so that no text of a stranger can spell one.
 fn bpe(source: TextSource, whole_words: bool) -> Result<BPE, TextError> {
+    let mut control = ahash::AHashSet::new();
     // The first of two equal tokens is the one that merges make.
     let mut vocabulary = ahash::AHashMap::with_capacity(source.tokens.len());
+    for id in 0..source.tokens.len() {
+        if kind_of(&source, id) == Kind::Control {
+            control.insert(source.tokens[id].clone());
+        }
+    }
     for (id, token) in (0_u32..).zip(source.tokens) {
-        vocabulary.entry(token).or_insert(id);
+        if !control.contains(&token) {
+            vocabulary.entry(token).or_insert(id);
+        }
     }
     let mut merges = Vec::with_capacity(source.merges.len());
     for (index, merge) in source.merges.into_iter().enumerate() {
-        // The space of `a b` follows a first letter: a token may itself begin with one.
-        let cut = merge
-            .char_indices()
-            .skip(1)
-            .find(|(_, letter)| *letter == ' ')
-            .map(|(at, _)| at);
-        let parts = cut.map(|at| (merge[..at].to_owned(), merge[at + 1..].to_owned()));
-        match parts {
-            Some((left, right))
-                if vocabulary.contains_key(&left)
-                    && vocabulary.contains_key(&right)
-                    && vocabulary.contains_key(&format!("{left}{right}")) =>
-            {
-                merges.push((left, right));
-            }
-            _ => return Err(TextError::BadMerge { index, merge }),
+        let Some((left, right)) = halves(&merge) else {
+            return Err(TextError::BadMerge { index, merge });
+        };
+        let parts = [left.to_owned(), right.to_owned(), format!("{left}{right}")];
+        if parts.iter().any(|part| control.contains(part)) {
+            continue;
         }
+        if !parts.iter().all(|part| vocabulary.contains_key(part)) {
+            return Err(TextError::BadMerge { index, merge });
+        }
+        let [left, right, _] = parts;
+        merges.push((left, right));
     }
     // No cache: it would be shared by all tenants, and its timing would tell one what another has typed.
     BpeBuilder::new()
@@ -208,4 +143,11 @@ fn bpe(source: TextSource, whole_words: bool) -> Result<BPE, TextError> {
         .ignore_merges(whole_words)
         .build()
         .map_err(|error| TextError::Vocabulary(error.to_string()))
+}
+
+/// The two tokens of `a b`. The space is not at the start: a token may itself begin with one.
+fn halves(merge: &str) -> Option<(&str, &str)> {
+    let first = merge.chars().next()?.len_utf8();
+    let cut = first + merge[first..].find(' ')?;
+    Some((&merge[..cut], &merge[cut + 1..]))
 }

@@ -3,7 +3,7 @@
 //! Written here because GGUF files carry scores and no merge list, which is what the `tokenizers` crate would need.
 
 use super::TextSource;
-use super::vocabulary::byte_of;
+use super::vocabulary::{Kind, byte_of, kind_of};
 use crate::TextError;
 use ahash::AHashMap;
 use std::cmp::Ordering;
@@ -65,11 +65,22 @@ impl SentencePiece {
     pub(super) fn new(source: TextSource) -> Result<SentencePiece, TextError> {
         let mut bytes = [None; 256];
         let mut ids = AHashMap::with_capacity(source.tokens.len());
-        for (id, token) in (0_u32..).zip(source.tokens) {
-            if let Some(byte) = byte_of(&token) {
-                bytes[byte as usize] = Some(id);
+        let kinds: Vec<Kind> = (0..source.tokens.len())
+            .map(|id| kind_of(&source, id))
+            .collect();
+        for ((id, token), kind) in (0_u32..).zip(source.tokens).zip(kinds) {
+            match kind {
+                // Joining characters never makes one, so no text of a stranger can spell it.
+                Kind::Control => {}
+                Kind::Byte => {
+                    if let Some(byte) = byte_of(&token) {
+                        bytes[byte as usize] = Some(id);
+                    }
+                }
+                Kind::Normal | Kind::UserDefined => {
+                    ids.entry(token).or_insert(id);
+                }
             }
-            ids.entry(token).or_insert(id);
         }
         if source.unk.is_none() && bytes.iter().any(Option::is_none) {
             let why = "it has neither a token for every byte nor an unknown token";

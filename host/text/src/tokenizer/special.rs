@@ -12,6 +12,9 @@ pub(super) enum Piece<'t> {
     Text(&'t str),
 }
 
+/// All special tokens together, in bytes; the largest known vocabulary has some 100 KB. Bounds the automatons.
+const SPECIAL_BYTES_MAX: usize = 16 << 20;
+
 /// Finders of special tokens: the leftmost, and of those the longest. Linear in the text.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
@@ -27,6 +30,12 @@ struct Finder {
 
 impl Finder {
     fn new(tokens: &[String], ids: Vec<u32>) -> Result<Finder, TextError> {
+        let bytes: usize = ids.iter().map(|id| tokens[*id as usize].len()).sum();
+        if bytes > SPECIAL_BYTES_MAX {
+            let why =
+                format!("its special tokens take {bytes} bytes, of {SPECIAL_BYTES_MAX} at most");
+            return Err(TextError::Vocabulary(why));
+        }
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(ids.iter().map(|id| tokens[*id as usize].as_bytes()))

@@ -7,21 +7,32 @@ use std::collections::BTreeSet;
 /// The largest vocabulary that is accepted; the largest known has 262,144 tokens.
 const TOKENS_MAX: usize = 1 << 24;
 
-/// Control tokens that end a turn or a text in the models people run, whatever the file calls its `eos`.
-const END_NAMES: [&str; 12] = [
+/// Names of tokens that end a turn or a text in the models people run. They are control tokens even where the file does
+/// not say so: nobody means them otherwise.
+const END_NAMES: [&str; 16] = [
     "<|im_end|>",
     "<end_of_turn>",
     "<|eot_id|>",
     "<|eom_id|>",
-    "<|end|>",
+    HARMONY_END,
+    HARMONY_RETURN,
+    HARMONY_CALL,
+    "<|calls|>",
+    "<|flush|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|end_of_turn|>",
-    "<|return|>",
-    "<EOT>",
-    "</s>",
-    "<eos>",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
 ];
+/// The same for names that count only if the token is a control token: some vocabularies have `</s>` as the HTML tag.
+const END_NAMES_OF_CONTROL: [&str; 6] = ["</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"];
+// With both of the others in the vocabulary, the first ends a message within a turn and not the turn.
+const HARMONY_END: &str = "<|end|>";
+const HARMONY_RETURN: &str = "<|return|>";
+const HARMONY_CALL: &str = "<|call|>";
 
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
@@ -32,10 +43,34 @@ const BYTE: i32 = 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Normal,
+    /// One byte, for what no other token has.
+    Byte,
     /// Part of the text, but never built by merges.
     UserDefined,
     /// No part of the text.
     Control,
+}
+
+/// How the token at `id` is met. `bos`, `eos` and `eot` are control tokens whatever their type says.
+pub(super) fn kind_of(source: &TextSource, id: usize) -> Kind {
+    let named = [source.bos, source.eos, source.eot];
+    if named
+        .into_iter()
+        .flatten()
+        .any(|named| named as usize == id)
+    {
+        return Kind::Control;
+    }
+    let token = source.tokens[id].as_str();
+    match source.token_types.get(id) {
+        Some(&(CONTROL | UNKNOWN)) => Kind::Control,
+        _ if END_NAMES.contains(&token) => Kind::Control,
+        Some(&USER_DEFINED) => Kind::UserDefined,
+        Some(&BYTE) => Kind::Byte,
+        // Files without types are old SentencePiece ones.
+        None if source.model == "llama" && byte_of(token).is_some() => Kind::Byte,
+        _ => Kind::Normal,
+    }
 }
 
 /// Tokens by id.
@@ -89,36 +124,43 @@ impl Vocabulary {
             names: Vec::new(),
             end: [source.eos, source.eot].into_iter().flatten().collect(),
         };
-        for (id, token) in (0_u32..).zip(&source.tokens) {
-            let kind = source.token_types.get(id as usize).copied().unwrap_or(1);
-            vocabulary.push(id, token, kind, byte_level);
+        for (id, token) in source.tokens.iter().enumerate() {
+            vocabulary.push(token, kind_of(source, id), byte_level);
         }
+        vocabulary.end_after_calls();
         Ok(vocabulary)
     }
 
-    fn push(&mut self, id: u32, token: &str, kind: i32, byte_level: bool) {
-        self.kinds.push(match kind {
-            CONTROL | UNKNOWN => Kind::Control,
-            USER_DEFINED => Kind::UserDefined,
-            _ => Kind::Normal,
-        });
+    fn push(&mut self, token: &str, kind: Kind, byte_level: bool) {
         match kind {
-            CONTROL | UNKNOWN => {
+            Kind::Control => {
+                let id = self.len();
                 self.names.push((id, token.to_owned()));
-                if END_NAMES.contains(&token) {
+                if END_NAMES.contains(&token) || END_NAMES_OF_CONTROL.contains(&token) {
                     self.end.insert(id);
                 }
             }
-            BYTE => self.bytes.extend(byte_of(token)),
-            USER_DEFINED => self.bytes.extend_from_slice(token.as_bytes()),
-            _ if byte_level => byte_level::append_bytes(token, &mut self.bytes),
-            _ => self
+            Kind::Byte => self.bytes.extend(byte_of(token)),
+            Kind::UserDefined => self.bytes.extend_from_slice(token.as_bytes()),
+            Kind::Normal if byte_level => byte_level::append_bytes(token, &mut self.bytes),
+            Kind::Normal => self
                 .bytes
                 .extend_from_slice(token.replace('\u{2581}', " ").as_bytes()),
         }
+        self.kinds.push(kind);
         // A vocabulary of 4 GiB cannot come from a file we accept; saturating keeps the lookup in bounds all the same.
         self.ends
             .push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Takes `<|end|>` back where `<|return|>` and `<|call|>` end turns.
+    fn end_after_calls(&mut self) {
+        let named = |wanted| self.names.iter().find(move |(_, name)| name == wanted);
+        if named(HARMONY_RETURN).and(named(HARMONY_CALL)).is_some()
+            && let Some((id, _)) = named(HARMONY_END)
+        {
+            self.end.remove(id);
+        }
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -153,5 +195,7 @@ impl Vocabulary {
 
 /// The byte of a token like `<0x0A>`.
 pub(super) fn byte_of(token: &str) -> Option<u8> {
-    u8::from_str_radix(token.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let two = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    two.then(|| u8::from_str_radix(digits, 16).ok())?
 }
