@@ -23,15 +23,33 @@ const JSON_BYTES_MAX: usize = 64 << 10;
 pub fn router(app: Arc<App>) -> Router {
     let versions = post(workflows::upload).put(workflows::upload);
     let guarded = Router::new()
-        .route("/admin/v1/tenants", get(tenants::list).post(tenants::create))
+        .route(
+            "/admin/v1/tenants",
+            get(tenants::list).post(tenants::create),
+        )
         .route("/admin/v1/tenants/{tenant}", delete(tenants::remove))
         .route("/admin/v1/tenants/{tenant}/logs", get(tenants::logs))
-        .route("/admin/v1/tenants/{tenant}/keys", get(tenants::keys).post(tenants::create_key))
-        .route("/admin/v1/tenants/{tenant}/keys/{key}", delete(tenants::revoke_key))
+        .route(
+            "/admin/v1/tenants/{tenant}/keys",
+            get(tenants::keys).post(tenants::create_key),
+        )
+        .route(
+            "/admin/v1/tenants/{tenant}/keys/{key}",
+            delete(tenants::revoke_key),
+        )
         .route("/admin/v1/tenants/{tenant}/workflows", get(workflows::list))
-        .route("/admin/v1/tenants/{tenant}/workflows/{workflow}/versions", versions)
-        .route("/admin/v1/tenants/{tenant}/workflows/{workflow}/activate", post(workflows::activate))
-        .route("/admin/v1/tenants/{tenant}/workflows/{workflow}/rollback", post(workflows::rollback))
+        .route(
+            "/admin/v1/tenants/{tenant}/workflows/{workflow}/versions",
+            versions,
+        )
+        .route(
+            "/admin/v1/tenants/{tenant}/workflows/{workflow}/activate",
+            post(workflows::activate),
+        )
+        .route(
+            "/admin/v1/tenants/{tenant}/workflows/{workflow}/rollback",
+            post(workflows::rollback),
+        )
         .route("/admin/v1/models", get(models))
         .route("/admin/v1/status", get(status))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), guard));
@@ -40,7 +58,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
         .fallback(async |request: Request| {
-            ApiError::not_found(format!("there is no {} {}", request.method(), request.uri().path()))
+            ApiError::not_found(format!(
+                "there is no {} {}",
+                request.method(),
+                request.uri().path()
+            ))
         })
         .with_state(app)
 }
@@ -50,12 +72,19 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         return next.run(request).await;
     }
     let message = "the admin token is missing or wrong";
-    ApiError { code: "invalid_admin_token".into(), message: message.to_owned(), ..ApiError::unauthorized() }
-        .into_response()
+    ApiError {
+        code: "invalid_admin_token".into(),
+        message: message.to_owned(),
+        ..ApiError::unauthorized()
+    }
+    .into_response()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> ApiResult<Response> {
-    let text = app.metrics.scrape(&app.engines()).map_err(|error| ApiError::internal(&error))?;
+    let text = app
+        .metrics
+        .scrape(&app.engines())
+        .map_err(|error| ApiError::internal(&error))?;
     let mut response = text.into_response();
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
@@ -98,7 +127,9 @@ async fn status(State(app): State<Arc<App>>) -> Json<Value> {
         })
     });
     let engines: Vec<Value> = engines.collect();
-    Json(json!({"version": env!("CARGO_PKG_VERSION"), "stopping": app.is_stopping(), "engines": engines}))
+    Json(
+        json!({"version": env!("CARGO_PKG_VERSION"), "stopping": app.is_stopping(), "engines": engines}),
+    )
 }
 
 /// A name that fits in a URL, a file name and a metric label.
@@ -108,6 +139,11 @@ fn check_name(what: &'static str, name: &str, more: &[char]) -> ApiResult<()> {
     if starts && name.len() <= 64 && name.chars().all(plain) {
         return Ok(());
     }
-    let message = format!("the name of a {what} must have 1 to 64 letters, digits, '-' or '_', a letter or digit first");
-    Err(ApiError { param: Some("name".to_owned()), ..ApiError::invalid(message) })
+    let message = format!(
+        "the name of a {what} must have 1 to 64 letters, digits, '-' or '_', a letter or digit first"
+    );
+    Err(ApiError {
+        param: Some("name".to_owned()),
+        ..ApiError::invalid(message)
+    })
 }

@@ -37,13 +37,19 @@ impl NewKey {
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim())
+        .filter(|token| !token.is_empty())
 }
 
 /// Compares secrets through their digests, so that the time taken tells nothing about them.
 pub fn same_secret(one: &str, other: &str) -> bool {
     let (one, other) = (sha256(one.as_bytes()), sha256(other.as_bytes()));
-    one.iter().zip(other).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+    one.iter()
+        .zip(other)
+        .fold(0, |different, (a, b)| different | (a ^ b))
+        == 0
 }
 
 /// SHA-256.
@@ -55,7 +61,9 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+    digits
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
 }
 
 /// `N` bytes of the system's randomness.

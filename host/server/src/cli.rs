@@ -85,7 +85,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // Before there are threads: the worker limits itself, and that should count for all of it.
     if let Command::CompileWorker = cli.command {
-        return u8::try_from(realm_sandbox::compile_worker_main()).map_or(ExitCode::FAILURE, ExitCode::from);
+        return u8::try_from(realm_sandbox::compile_worker_main())
+            .map_or(ExitCode::FAILURE, ExitCode::from);
     }
     log_to_stderr();
     match run(cli.command) {
@@ -98,7 +99,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     let ended = runtime.block_on(async {
         match command {
             Command::Serve(serve) => {
@@ -128,5 +132,8 @@ fn run(command: Command) -> Result<()> {
 /// `REALM_LOG` chooses what is logged, as `debug` or `realm_server=debug`.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("REALM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -11,8 +11,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Variables with our prefix that are not settings of the server: they belong to clients, tests and this loader.
-const NOT_SETTINGS: [&str; 8] =
-    ["config", "log", "url", "api_key", "admin_url", "models", "guests", "bin"];
+const NOT_SETTINGS: [&str; 8] = [
+    "config",
+    "log",
+    "url",
+    "api_key",
+    "admin_url",
+    "models",
+    "guests",
+    "bin",
+];
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,13 +199,18 @@ impl Config {
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
         let mut sources = Figment::from(Serialized::defaults(Config::default()));
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
             sources = sources.merge(Toml::string(&text));
         }
         let environment = Env::prefixed("REALM_").ignore(&NOT_SETTINGS).split("__");
-        let config: Config =
-            sources.merge(environment).merge(Serialized::defaults(flags)).extract().map_err(Box::new)?;
+        let config: Config = sources
+            .merge(environment)
+            .merge(Serialized::defaults(flags))
+            .extract()
+            .map_err(Box::new)?;
         config.check()?;
         Ok(config)
     }
@@ -220,13 +233,30 @@ impl Config {
             ("limits.handles_max", self.limits.handles_max.into()),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::Value { key, wanted: "at least 1" });
+            return Err(ConfigError::Value {
+                key,
+                wanted: "at least 1",
+            });
         }
-        if self.admin_token.as_ref().is_some_and(|token| token.len() < 16) {
-            return Err(ConfigError::Value { key: "admin_token", wanted: "at least 16 characters long" });
+        if self
+            .admin_token
+            .as_ref()
+            .is_some_and(|token| token.len() < 16)
+        {
+            return Err(ConfigError::Value {
+                key: "admin_token",
+                wanted: "at least 16 characters long",
+            });
         }
-        if self.model_name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 200) {
-            return Err(ConfigError::Value { key: "model_name", wanted: "1 to 200 characters long" });
+        if self
+            .model_name
+            .as_ref()
+            .is_some_and(|name| name.is_empty() || name.len() > 200)
+        {
+            return Err(ConfigError::Value {
+                key: "model_name",
+                wanted: "1 to 200 characters long",
+            });
         }
         Ok(())
     }
@@ -259,13 +289,20 @@ pub enum ConfigError {
 
 /// The name clients see for a model file: its stem in lower case, without the quantisation at the end.
 pub fn model_name_of(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let stem = path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_lowercase();
     let is_quantisation = |word: &str| {
         matches!(word, "f16" | "f32" | "bf16")
-            || word.strip_prefix("iq").or_else(|| word.strip_prefix('q')).is_some_and(|rest| {
-                rest.starts_with(|c: char| c.is_ascii_digit())
-                    && rest.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-            })
+            || word
+                .strip_prefix("iq")
+                .or_else(|| word.strip_prefix('q'))
+                .is_some_and(|rest| {
+                    rest.starts_with(|c: char| c.is_ascii_digit())
+                        && rest.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                })
     };
     match stem.rsplit_once(['.', '-']) {
         Some((name, last)) if !name.is_empty() && is_quantisation(last) => name.to_owned(),
@@ -275,7 +312,10 @@ pub fn model_name_of(path: &Path) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::result_large_err, reason = "the type of figment's own test helper")]
+#[expect(
+    clippy::result_large_err,
+    reason = "the type of figment's own test helper"
+)]
 mod tests {
     use super::*;
     use figment::Jail;
@@ -290,15 +330,31 @@ mod tests {
             jail.clear_env();
             jail.create_file("realm.toml", "")?;
             assert_eq!(load(&Flags::default()).unwrap(), Config::default());
-            jail.create_file("realm.toml", "threads = 2\ndrain_ms = 2\n[limits]\ncpu_ms_max = 2\n")?;
+            jail.create_file(
+                "realm.toml",
+                "threads = 2\ndrain_ms = 2\n[limits]\ncpu_ms_max = 2\n",
+            )?;
             let config = load(&Flags::default()).unwrap();
-            assert_eq!((config.threads, config.drain_ms, config.limits.cpu_ms_max), (2, 2, 2));
-            assert_eq!(config.limits.wall_ms_max, CallLimits::default().wall_ms_max, "others of the table stay");
+            assert_eq!(
+                (config.threads, config.drain_ms, config.limits.cpu_ms_max),
+                (2, 2, 2)
+            );
+            assert_eq!(
+                config.limits.wall_ms_max,
+                CallLimits::default().wall_ms_max,
+                "others of the table stay"
+            );
             jail.set_env("REALM_THREADS", "3");
             jail.set_env("REALM_LIMITS__CPU_MS_MAX", "3");
             let config = load(&Flags::default()).unwrap();
-            assert_eq!((config.threads, config.drain_ms, config.limits.cpu_ms_max), (3, 2, 3));
-            let flags = Flags { threads: Some(4), ..Flags::default() };
+            assert_eq!(
+                (config.threads, config.drain_ms, config.limits.cpu_ms_max),
+                (3, 2, 3)
+            );
+            let flags = Flags {
+                threads: Some(4),
+                ..Flags::default()
+            };
             assert_eq!(load(&flags).unwrap().threads, 4);
             Ok(())
         });

@@ -36,60 +36,117 @@ impl ApiError {
         code: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) -> ApiError {
-        ApiError { status, kind, code: code.into(), message: message.into(), param: None, retry_after_ms: None }
+        ApiError {
+            status,
+            kind,
+            code: code.into(),
+            message: message.into(),
+            param: None,
+            retry_after_ms: None,
+        }
     }
 
     /// The request is wrong.
     pub fn invalid(message: impl Into<String>) -> ApiError {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request", message)
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            "invalid_request",
+            message,
+        )
     }
 
     /// One field of the request is wrong; the message names it.
     pub fn field(name: &str, what: impl std::fmt::Display) -> ApiError {
-        ApiError { param: Some(name.to_owned()), ..ApiError::invalid(format!("{name}: {what}")) }
+        ApiError {
+            param: Some(name.to_owned()),
+            ..ApiError::invalid(format!("{name}: {what}"))
+        }
     }
 
     /// One field of the request asks for something that is not done here.
     pub fn unsupported(name: &str, what: impl std::fmt::Display) -> ApiError {
-        ApiError { code: "unsupported".into(), ..ApiError::field(name, format!("{what} is not supported")) }
+        ApiError {
+            code: "unsupported".into(),
+            ..ApiError::field(name, format!("{what} is not supported"))
+        }
     }
 
     /// No key, or one that is not in force.
     pub fn unauthorized() -> ApiError {
         let message = "the API key is missing, wrong or revoked";
-        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            "invalid_api_key",
+            message,
+        )
     }
 
     /// No such model for this tenant.
     pub fn no_model(name: &str) -> ApiError {
         let message = format!("the model {name:?} does not exist or you may not use it");
-        let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
-        ApiError { param: Some("model".to_owned()), ..error }
+        let error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "model_not_found",
+            message,
+        );
+        ApiError {
+            param: Some("model".to_owned()),
+            ..error
+        }
     }
 
     /// No such thing.
     pub fn not_found(message: impl Into<String>) -> ApiError {
-        ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", message)
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "not_found",
+            message,
+        )
     }
 
     /// The tenant's own limit of requests.
     pub fn too_many_requests(limit: usize) -> ApiError {
-        let message = format!("{limit} requests are in flight already, which is this tenant's limit");
-        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
-        ApiError { retry_after_ms: Some(1000), ..error }
+        let message =
+            format!("{limit} requests are in flight already, which is this tenant's limit");
+        let error = ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "rate_limit_exceeded",
+            message,
+        );
+        ApiError {
+            retry_after_ms: Some(1000),
+            ..error
+        }
     }
 
     /// The body is larger than is read.
     pub fn too_large(bytes_max: usize) -> ApiError {
         let message = format!("the body is larger than {bytes_max} bytes");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            "request_too_large",
+            message,
+        )
     }
 
     /// The server is going down.
     pub fn stopping() -> ApiError {
-        let error =
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", "stopping", "the server is stopping");
-        ApiError { retry_after_ms: Some(1000), ..error }
+        let error = ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded_error",
+            "stopping",
+            "the server is stopping",
+        );
+        ApiError {
+            retry_after_ms: Some(1000),
+            ..error
+        }
     }
 
     /// Our own failure. The detail goes to the log, an id to the client.
@@ -97,7 +154,12 @@ impl ApiError {
         let trace = crate::auth::random_hex::<6>();
         tracing::error!(%trace, %detail, "request failed inside the server");
         let message = format!("an internal error; its trace id is {trace}");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "internal_error",
+            message,
+        )
     }
 
     /// The OpenAI body: `{"error": {...}}`.
@@ -125,7 +187,9 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -178,11 +242,20 @@ impl From<CatalogError> for ApiError {
             CatalogError::Exists { .. } => client(StatusCode::CONFLICT, "already_exists"),
             CatalogError::NotFound { .. } => client(StatusCode::NOT_FOUND, "not_found"),
             CatalogError::NothingBefore { .. } => client(StatusCode::CONFLICT, "nothing_before"),
-            CatalogError::Database(sqlx::Error::Database(cause)) if cause.is_foreign_key_violation() => {
+            CatalogError::Database(sqlx::Error::Database(cause))
+                if cause.is_foreign_key_violation() =>
+            {
                 let message = "the tenant or the version was removed meanwhile";
-                ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", message)
+                ApiError::new(
+                    StatusCode::NOT_FOUND,
+                    "invalid_request_error",
+                    "not_found",
+                    message,
+                )
             }
-            CatalogError::Newer { .. } | CatalogError::Database(_) => ApiError::internal(&chain(&error)),
+            CatalogError::Newer { .. } | CatalogError::Database(_) => {
+                ApiError::internal(&chain(&error))
+            }
         }
     }
 }
@@ -206,23 +279,83 @@ mod tests {
     #[test]
     fn every_cause_has_its_status_and_code() {
         let guest = CallError::Guest;
-        let quota = GuestError::Quota { what: "kv".to_owned(), retry_after_ms: 1500 };
+        let quota = GuestError::Quota {
+            what: "kv".to_owned(),
+            retry_after_ms: 1500,
+        };
         for (error, status, kind, code) in [
-            (CallError::Trap { public: "x".to_owned() }, 422, "workflow_error", "guest_trap"),
-            (CallError::CpuBudget { ms: 1 }, 422, "workflow_error", "cpu_budget_exceeded"),
-            (CallError::MemoryLimit { bytes_max: 1 }, 422, "workflow_error", "memory_limit_exceeded"),
-            (CallError::StackOverflow, 422, "workflow_error", "stack_overflow"),
+            (
+                CallError::Trap {
+                    public: "x".to_owned(),
+                },
+                422,
+                "workflow_error",
+                "guest_trap",
+            ),
+            (
+                CallError::CpuBudget { ms: 1 },
+                422,
+                "workflow_error",
+                "cpu_budget_exceeded",
+            ),
+            (
+                CallError::MemoryLimit { bytes_max: 1 },
+                422,
+                "workflow_error",
+                "memory_limit_exceeded",
+            ),
+            (
+                CallError::StackOverflow,
+                422,
+                "workflow_error",
+                "stack_overflow",
+            ),
             (CallError::NoReply, 422, "workflow_error", "no_reply"),
-            (CallError::Deadline { ms: 1 }, 504, "workflow_error", "deadline_exceeded"),
-            (CallError::Busy { retry_after_ms: 10 }, 503, "overloaded_error", "busy"),
-            (CallError::Internal { detail: "secret".to_owned() }, 500, "server_error", "internal_error"),
-            (guest(GuestError::Invalid("x".to_owned())), 400, "invalid_request_error", "invalid_request"),
-            (guest(GuestError::ContextFull(3)), 400, "invalid_request_error", "context_length_exceeded"),
+            (
+                CallError::Deadline { ms: 1 },
+                504,
+                "workflow_error",
+                "deadline_exceeded",
+            ),
+            (
+                CallError::Busy { retry_after_ms: 10 },
+                503,
+                "overloaded_error",
+                "busy",
+            ),
+            (
+                CallError::Internal {
+                    detail: "secret".to_owned(),
+                },
+                500,
+                "server_error",
+                "internal_error",
+            ),
+            (
+                guest(GuestError::Invalid("x".to_owned())),
+                400,
+                "invalid_request_error",
+                "invalid_request",
+            ),
+            (
+                guest(GuestError::ContextFull(3)),
+                400,
+                "invalid_request_error",
+                "context_length_exceeded",
+            ),
             (guest(quota), 429, "rate_limit_error", "quota_exceeded"),
-            (guest(GuestError::Denied("x".to_owned())), 403, "permission_error", "permission_denied"),
+            (
+                guest(GuestError::Denied("x".to_owned())),
+                403,
+                "permission_error",
+                "permission_denied",
+            ),
         ] {
             let mapped = ApiError::from(error);
-            assert_eq!((mapped.status.as_u16(), mapped.kind, &*mapped.code), (status, kind, code));
+            assert_eq!(
+                (mapped.status.as_u16(), mapped.kind, &*mapped.code),
+                (status, kind, code)
+            );
             assert!(!mapped.message.contains("secret"));
         }
     }
@@ -230,8 +363,14 @@ mod tests {
     #[test]
     fn a_wait_is_given_in_whole_seconds_and_never_as_zero() {
         for (ms, seconds) in [(1, "1"), (1000, "1"), (1001, "2"), (0, "1")] {
-            let error = ApiError { retry_after_ms: Some(ms), ..ApiError::invalid("x") };
-            assert_eq!(error.into_response().headers()[header::RETRY_AFTER], seconds);
+            let error = ApiError {
+                retry_after_ms: Some(ms),
+                ..ApiError::invalid("x")
+            };
+            assert_eq!(
+                error.into_response().headers()[header::RETRY_AFTER],
+                seconds
+            );
         }
     }
 }

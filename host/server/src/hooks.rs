@@ -30,12 +30,18 @@ impl TenantLogs {
     /// A tenant's last lines, oldest first.
     pub fn of(&self, tenant: u32) -> Vec<Line> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.get(&tenant).map(|lines| lines.iter().cloned().collect()).unwrap_or_default()
+        lines
+            .get(&tenant)
+            .map(|lines| lines.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Forgets a tenant.
     pub fn forget(&self, tenant: u32) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&tenant);
     }
 }
 

@@ -45,7 +45,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
         .route("/ws", get(ws::upgrade))
-        .route("/health", get(async || Json(serde_json::json!({"status": "ok"}))))
+        .route(
+            "/health",
+            get(async || Json(serde_json::json!({"status": "ok"}))),
+        )
         .route("/ready", get(ready))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -89,7 +92,10 @@ async fn generate(
         Family::Completion => completions::parse(&body)?,
     };
     if family == Family::Completion {
-        common.policy.max_tokens.get_or_insert(completions::MAX_TOKENS);
+        common
+            .policy
+            .max_tokens
+            .get_or_insert(completions::MAX_TOKENS);
     }
     drop(body);
     let target = route::resolve(app, tenant, &common.model, &kind).await?;
@@ -106,7 +112,14 @@ async fn generate(
         include_usage: common.include_usage,
         text: Arc::clone(target.base.client.text()),
     };
-    let call = Call { id: format!("req_{id}"), kind, policy: common.policy, choices: common.choices, started, route };
+    let call = Call {
+        id: format!("req_{id}"),
+        kind,
+        policy: common.policy,
+        choices: common.choices,
+        started,
+        route,
+    };
     let request_id = call.id.clone();
     let mut answer = Answer::start(app, tenant, &target, call, admission)?;
     // The status is said before anything else, so the first event decides it.
@@ -131,28 +144,50 @@ async fn list_models(State(app): State<Arc<App>>, request: Request) -> Response 
     counted(&app, tenant.ok().as_deref(), "models", answered)
 }
 
-async fn one_model(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+async fn one_model(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
     let tenant = app.authenticate(bearer(request.headers()));
     let answered = tenant.as_deref().map_err(Clone::clone);
-    let answered = answered.and_then(|tenant| Ok(Json(models::one(&app, tenant, &id)?).into_response()));
+    let answered =
+        answered.and_then(|tenant| Ok(Json(models::one(&app, tenant, &id)?).into_response()));
     counted(&app, tenant.ok().as_deref(), "models", answered)
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
     let engines_stopped = app.models.iter().any(|model| model.client.is_stopped());
     if app.is_stopping() || engines_stopped {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({"ready": false}))).into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(serde_json::json!({"ready": false})),
+        )
+            .into_response();
     }
     Json(serde_json::json!({"ready": true})).into_response()
 }
 
 async fn no_route(request: Request) -> ApiError {
-    ApiError::not_found(format!("there is no {} {}", request.method(), request.uri().path()))
+    ApiError::not_found(format!(
+        "there is no {} {}",
+        request.method(),
+        request.uri().path()
+    ))
 }
 
 async fn no_method(request: Request) -> ApiError {
-    let message = format!("{} does not take {}", request.uri().path(), request.method());
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
+    let message = format!(
+        "{} does not take {}",
+        request.uri().path(),
+        request.method()
+    );
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "invalid_request_error",
+        "method_not_allowed",
+        message,
+    )
 }
 
 /// Reads a JSON body.
@@ -161,7 +196,8 @@ async fn no_method(request: Request) -> ApiError {
 /// 413, 408, or 400 when it is no JSON.
 pub async fn read_json(body: Body, bytes_max: usize) -> ApiResult<Value> {
     let bytes = read_body(body, bytes_max).await?;
-    serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))
 }
 
 /// Reads a body.
@@ -184,15 +220,28 @@ pub async fn read_body(body: Body, bytes_max: usize) -> ApiResult<Vec<u8>> {
     let timely = tokio::time::timeout(BODY_WAIT, read).await;
     timely.unwrap_or_else(|_| {
         let message = format!("the body did not arrive within {} s", BODY_WAIT.as_secs());
-        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message))
+        Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            "request_timeout",
+            message,
+        ))
     })
 }
 
-fn counted(app: &App, tenant: Option<&TenantEntry>, route: &str, answered: ApiResult<Response>) -> Response {
+fn counted(
+    app: &App,
+    tenant: Option<&TenantEntry>,
+    route: &str,
+    answered: ApiResult<Response>,
+) -> Response {
     let response = answered.unwrap_or_else(IntoResponse::into_response);
     let tenant = tenant.map_or("-", |tenant| tenant.row.name.as_str());
     let status = response.status();
-    app.metrics.requests.with_label_values(&[tenant, route, status.as_str()]).inc();
+    app.metrics
+        .requests
+        .with_label_values(&[tenant, route, status.as_str()])
+        .inc();
     tracing::debug!(tenant, route, status = status.as_u16(), "answered");
     response
 }

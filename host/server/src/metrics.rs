@@ -1,15 +1,20 @@
 //! Every metric there is. Names and labels are a contract with dashboards: they are changed here and nowhere else.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use realm_engine::{Client, Observer, StepReport};
 
 /// From a fast step to a slow answer, in seconds.
-const SECONDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0,
+];
 /// Rows of a step: powers of two up to the largest step anybody configures.
-const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const ROWS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
+];
 
 /// All metrics of one server.
 pub struct Metrics {
@@ -42,15 +47,45 @@ type Sample = fn(&realm_engine::Stats) -> u64;
 
 /// Read from the engines at every scrape.
 const SAMPLED: [(&str, &str, Sample); 9] = [
-    ("realm_queue_depth", "Commands that wait for the engine.", |stats| stats.queue_depth),
-    ("realm_sequences_running", "Sequences in the batch.", |stats| stats.sequences_running),
-    ("realm_sequences_waiting", "Sequences that wait for a place or for blocks.", |stats| stats.sequences_waiting),
-    ("realm_kv_blocks_total", "KV blocks there are.", |stats| stats.blocks_total),
-    ("realm_kv_blocks_free", "KV blocks nobody holds.", |stats| stats.blocks_free),
-    ("realm_kv_blocks_held", "KV blocks held by sequences.", |stats| stats.blocks_held),
-    ("realm_kv_blocks_cached", "KV blocks held by the prefix cache only.", |stats| stats.blocks_cached),
-    ("realm_steps", "Forward passes so far.", |stats| stats.steps_total),
-    ("realm_preemptions", "Sequences that lost their blocks with work to do, so far.", |stats| stats.preemptions_total),
+    (
+        "realm_queue_depth",
+        "Commands that wait for the engine.",
+        |stats| stats.queue_depth,
+    ),
+    (
+        "realm_sequences_running",
+        "Sequences in the batch.",
+        |stats| stats.sequences_running,
+    ),
+    (
+        "realm_sequences_waiting",
+        "Sequences that wait for a place or for blocks.",
+        |stats| stats.sequences_waiting,
+    ),
+    ("realm_kv_blocks_total", "KV blocks there are.", |stats| {
+        stats.blocks_total
+    }),
+    ("realm_kv_blocks_free", "KV blocks nobody holds.", |stats| {
+        stats.blocks_free
+    }),
+    (
+        "realm_kv_blocks_held",
+        "KV blocks held by sequences.",
+        |stats| stats.blocks_held,
+    ),
+    (
+        "realm_kv_blocks_cached",
+        "KV blocks held by the prefix cache only.",
+        |stats| stats.blocks_cached,
+    ),
+    ("realm_steps", "Forward passes so far.", |stats| {
+        stats.steps_total
+    }),
+    (
+        "realm_preemptions",
+        "Sequences that lost their blocks with work to do, so far.",
+        |stats| stats.preemptions_total,
+    ),
 ];
 
 impl Metrics {
@@ -72,7 +107,8 @@ impl Metrics {
             Ok::<_, prometheus::Error>(metric)
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            let metric =
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
@@ -88,19 +124,47 @@ impl Metrics {
             sampled.push((gauge, sample));
         }
         Ok(Metrics {
-            requests: counter("realm_requests_total", "Answers, by HTTP status.", &["tenant", "route", "status"])?,
-            request_seconds: seconds("realm_request_seconds", "Time of a whole answer.", &["route"])?,
+            requests: counter(
+                "realm_requests_total",
+                "Answers, by HTTP status.",
+                &["tenant", "route", "status"],
+            )?,
+            request_seconds: seconds(
+                "realm_request_seconds",
+                "Time of a whole answer.",
+                &["route"],
+            )?,
             in_flight,
-            tokens_prompt: counter("realm_tokens_prompt_total", "Prompt tokens.", &["tenant", "model"])?,
-            tokens_completion: counter("realm_tokens_completion_total", "Generated tokens.", &["tenant", "model"])?,
+            tokens_prompt: counter(
+                "realm_tokens_prompt_total",
+                "Prompt tokens.",
+                &["tenant", "model"],
+            )?,
+            tokens_completion: counter(
+                "realm_tokens_completion_total",
+                "Generated tokens.",
+                &["tenant", "model"],
+            )?,
             first_token_seconds: seconds(
                 "realm_time_to_first_token_seconds",
                 "Time from the request to the first piece of its answer.",
                 &["tenant"],
             )?,
-            inter_token_seconds: seconds("realm_inter_token_seconds", "Time between two tokens.", &["tenant"])?,
-            guest_errors: counter("realm_guest_errors_total", "Calls that ended in an error.", &["tenant", "code"])?,
-            uploads: counter("realm_upload_total", "Uploads, by what became of them.", &["tenant", "result"])?,
+            inter_token_seconds: seconds(
+                "realm_inter_token_seconds",
+                "Time between two tokens.",
+                &["tenant"],
+            )?,
+            guest_errors: counter(
+                "realm_guest_errors_total",
+                "Calls that ended in an error.",
+                &["tenant", "code"],
+            )?,
+            uploads: counter(
+                "realm_upload_total",
+                "Uploads, by what became of them.",
+                &["tenant", "result"],
+            )?,
             batch_rows: histogram("realm_batch_rows", "Tokens of one step.", ROWS)?,
             step_seconds: histogram("realm_step_seconds", "Time of one step.", SECONDS)?,
             sampled,

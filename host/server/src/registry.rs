@@ -58,9 +58,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let digest = {
             let (registry, _) = open(dir.path()).await;
-            let tenant = registry.catalog.create_tenant("acme", 1, None, None).await.unwrap();
+            let tenant = registry
+                .catalog
+                .create_tenant("acme", 1, None, None)
+                .await
+                .unwrap();
             let digest = registry.blobs.put(b"component").await.unwrap();
-            let version = registry.catalog.add_version(tenant.id, "flow", &digest, 9, "{}").await.unwrap();
+            let version = registry
+                .catalog
+                .add_version(tenant.id, "flow", &digest, 9, "{}")
+                .await
+                .unwrap();
             assert_eq!(version.version, 1);
             digest
         };
@@ -79,20 +87,37 @@ mod tests {
         std::fs::write(dir.path().join("blobs/.tmp-0123"), b"half").unwrap();
         let (registry, missing) = open(dir.path()).await;
         assert!(missing.is_empty());
-        assert!(registry.blobs.get(&digest).await.is_err(), "an orphan is removed");
-        assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
+        assert!(
+            registry.blobs.get(&digest).await.is_err(),
+            "an orphan is removed"
+        );
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("blobs")).unwrap().count(),
+            0
+        );
     }
 
     #[tokio::test]
     async fn a_blob_that_is_gone_or_spoilt_is_found_out() {
         let dir = tempfile::tempdir().unwrap();
         let (registry, _) = open(dir.path()).await;
-        let tenant = registry.catalog.create_tenant("acme", 1, None, None).await.unwrap();
+        let tenant = registry
+            .catalog
+            .create_tenant("acme", 1, None, None)
+            .await
+            .unwrap();
         let digest = registry.blobs.put(b"component").await.unwrap();
-        registry.catalog.add_version(tenant.id, "flow", &digest, 9, "{}").await.unwrap();
+        registry
+            .catalog
+            .add_version(tenant.id, "flow", &digest, 9, "{}")
+            .await
+            .unwrap();
         let path = dir.path().join("blobs").join(format!("{digest}.wasm"));
         std::fs::write(&path, b"componenT").unwrap();
-        assert!(matches!(registry.blobs.get(&digest).await, Err(BlobError::Spoilt { .. })));
+        assert!(matches!(
+            registry.blobs.get(&digest).await,
+            Err(BlobError::Spoilt { .. })
+        ));
         drop(registry);
         std::fs::remove_file(path).unwrap();
         assert_eq!(open(dir.path()).await.1, [digest]);

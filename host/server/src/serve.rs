@@ -50,7 +50,8 @@ pub struct Options {
 /// When it cannot start.
 pub async fn serve(config: Config, options: Options) -> Result<()> {
     let data_dir = config.data_dir.clone();
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("cannot make {}", data_dir.display()))?;
     let _lock = lock(&data_dir)?;
     let metrics = Arc::new(Metrics::new().context("the metrics")?);
     let (engine, model) = load_model(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
@@ -61,11 +62,21 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
     };
     let listener = bind("listen", app.config.listen).await?;
     let admin_listener = bind("admin_listen", app.config.admin_listen).await?;
-    let (url, admin_url) =
-        (format!("http://{}", listener.local_addr()?), format!("http://{}", admin_listener.local_addr()?));
+    let (url, admin_url) = (
+        format!("http://{}", listener.local_addr()?),
+        format!("http://{}", admin_listener.local_addr()?),
+    );
     let accepting = [
-        tokio::spawn(accept(Arc::clone(&app), listener, ingress::router(Arc::clone(&app)))),
-        tokio::spawn(accept(Arc::clone(&app), admin_listener, admin::router(Arc::clone(&app)))),
+        tokio::spawn(accept(
+            Arc::clone(&app),
+            listener,
+            ingress::router(Arc::clone(&app)),
+        )),
+        tokio::spawn(accept(
+            Arc::clone(&app),
+            admin_listener,
+            admin::router(Arc::clone(&app)),
+        )),
     ];
     let told = stop_signals(options.exit_on_stdin_close)?;
     tracing::info!(url, admin_url, "ready");
@@ -86,7 +97,9 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
     }
     app.registry.catalog.close().await;
     // The engine ends with its step; whoever still waits for it gets an error and not silence.
-    tokio::task::spawn_blocking(move || engine.shutdown()).await.context("stopping the engine")?;
+    tokio::task::spawn_blocking(move || engine.shutdown())
+        .await
+        .context("stopping the engine")?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -94,7 +107,11 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
 /// Two servers on one folder would remove each other's files.
 fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     if file.try_lock().is_err() {
         bail!("another realm serves from {}", data_dir.display());
@@ -106,9 +123,17 @@ fn lock(data_dir: &Path) -> Result<File> {
 ///
 /// # Errors
 /// When no model is set or it cannot be run.
-pub async fn load_model(config: &Config, observer: Arc<dyn Observer>) -> Result<(Engine, BaseModel)> {
-    let Some(path) = config.model.clone() else { bail!("no model is set: give --model PATH") };
-    let name = config.model_name.clone().unwrap_or_else(|| model_name_of(&path));
+pub async fn load_model(
+    config: &Config,
+    observer: Arc<dyn Observer>,
+) -> Result<(Engine, BaseModel)> {
+    let Some(path) = config.model.clone() else {
+        bail!("no model is set: give --model PATH")
+    };
+    let name = config
+        .model_name
+        .clone()
+        .unwrap_or_else(|| model_name_of(&path));
     let options = ModelOptions {
         threads: config.threads,
         kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
@@ -123,8 +148,10 @@ pub async fn load_model(config: &Config, observer: Arc<dyn Observer>) -> Result<
         ..EngineConfig::default()
     };
     let engine = tokio::task::spawn_blocking(move || {
-        let gguf = Gguf::open(&path).with_context(|| format!("cannot read the model {}", path.display()))?;
-        Engine::load(gguf, options, engine_config).with_context(|| format!("cannot run the model {}", path.display()))
+        let gguf = Gguf::open(&path)
+            .with_context(|| format!("cannot read the model {}", path.display()))?;
+        Engine::load(gguf, options, engine_config)
+            .with_context(|| format!("cannot run the model {}", path.display()))
     });
     let engine = engine.await.context("loading the model")??;
     let client = engine.client();
@@ -137,27 +164,56 @@ pub async fn load_model(config: &Config, observer: Arc<dyn Observer>) -> Result<
         isa = facts.isa,
         "model loaded"
     );
-    Ok((engine, BaseModel { name, client, created: now_ms() / 1000 }))
+    Ok((
+        engine,
+        BaseModel {
+            name,
+            client,
+            created: now_ms() / 1000,
+        },
+    ))
 }
 
 async fn assemble(config: Config, metrics: Arc<Metrics>, models: Vec<BaseModel>) -> Result<App> {
     let data_dir = config.data_dir.clone();
-    let (registry, missing) = Registry::open(&data_dir).await.context("opening the registry")?;
+    let (registry, missing) = Registry::open(&data_dir)
+        .await
+        .context("opening the registry")?;
     for digest in missing {
-        tracing::error!(digest, "a stored component is missing: its versions cannot be called");
+        tracing::error!(
+            digest,
+            "a stored component is missing: its versions cannot be called"
+        );
     }
     let artifacts = data_dir.join("artifacts");
-    std::fs::create_dir_all(&artifacts).with_context(|| format!("cannot make {}", artifacts.display()))?;
+    std::fs::create_dir_all(&artifacts)
+        .with_context(|| format!("cannot make {}", artifacts.display()))?;
     let admin_token = match &config.admin_token {
         Some(token) => token.clone(),
         None => kept_text(&data_dir.join("admin-token"))?,
     };
     let logs = Arc::new(TenantLogs::default());
-    let sandbox = sandbox(&config, cache_key(&data_dir.join("cache-key"))?, Arc::clone(&logs) as Arc<dyn Hooks>)?;
+    let sandbox = sandbox(
+        &config,
+        cache_key(&data_dir.join("cache-key"))?,
+        Arc::clone(&logs) as Arc<dyn Hooks>,
+    )?;
     let workflows = Workflows::new(&artifacts);
     // The first request must not pay for it, and a host that cannot compile should say so now.
-    workflows.passthrough(&sandbox).await.map_err(|error| anyhow::anyhow!("preparing passthrough: {}", error.message))?;
-    let parts = Parts { config, registry, sandbox, workflows, metrics, logs, models, admin_token };
+    workflows
+        .passthrough(&sandbox)
+        .await
+        .map_err(|error| anyhow::anyhow!("preparing passthrough: {}", error.message))?;
+    let parts = Parts {
+        config,
+        registry,
+        sandbox,
+        workflows,
+        metrics,
+        logs,
+        models,
+        admin_token,
+    };
     App::new(parts).await.context("reading the registry")
 }
 
@@ -186,7 +242,10 @@ pub fn sandbox(config: &Config, cache_key: [u8; 32], hooks: Arc<dyn Hooks>) -> R
 fn kept_text(path: &Path) -> Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim().len() >= 16 => Ok(text.trim().to_owned()),
-        Ok(_) => bail!("{} is damaged; remove it to have a new one made", path.display()),
+        Ok(_) => bail!(
+            "{} is damaged; remove it to have a new one made",
+            path.display()
+        ),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let token = random_hex::<24>();
             replace_file(path, token.as_bytes())?;
@@ -222,13 +281,17 @@ async fn bootstrap(app: &Arc<App>, name: &str) -> Result<String> {
         }
     }
     let new = NewKey::draw();
-    catalog.add_key(tenant.id, &new.id, BOOTSTRAP_LABEL, &new.prefix, &new.hash).await?;
+    catalog
+        .add_key(tenant.id, &new.id, BOOTSTRAP_LABEL, &new.prefix, &new.hash)
+        .await?;
     app.reload().await?;
     Ok(new.key)
 }
 
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
 async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
@@ -255,9 +318,13 @@ async fn connection(app: Arc<App>, stream: TcpStream, router: Router, _open: Ope
     // Tokens go out one by one; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_WAIT);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_WAIT);
     let service = TowerToHyperService::new(router);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let connection = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -275,7 +342,10 @@ async fn connection(app: Arc<App>, stream: TcpStream, router: Router, _open: Ope
 fn stop_signals(on_stdin_close: bool) -> Result<Arc<Notify>> {
     let told = Arc::new(Notify::new());
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-        let (mut signals, told) = (signal(kind).context("listening for signals")?, Arc::clone(&told));
+        let (mut signals, told) = (
+            signal(kind).context("listening for signals")?,
+            Arc::clone(&told),
+        );
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 told.notify_one();
@@ -285,17 +355,22 @@ fn stop_signals(on_stdin_close: bool) -> Result<Arc<Notify>> {
     if on_stdin_close {
         let told = Arc::clone(&told);
         // A thread and not a task: a blocking read of the runtime would keep the process from ending.
-        std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            told.notify_one();
-        })?;
+        std::thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+                told.notify_one();
+            })?;
     }
     Ok(told)
 }
 
 /// Waits for what is in flight, but not longer than is set, and not when told a second time.
 async fn drain(app: &App, told: &Notify) {
-    tracing::info!(open = *app.open.borrow(), "stopping: finishing what is in flight");
+    tracing::info!(
+        open = *app.open.borrow(),
+        "stopping: finishing what is in flight"
+    );
     app.stopping.send_replace(true);
     let mut open = app.open.subscribe();
     tokio::select! {
@@ -311,5 +386,7 @@ async fn drain(app: &App, told: &Notify) {
 fn say(line: &str) -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).context("writing to standard output")
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .context("writing to standard output")
 }

@@ -107,7 +107,16 @@ impl App {
     /// # Errors
     /// [`CatalogError::Database`].
     pub async fn new(parts: Parts) -> Result<App, CatalogError> {
-        let Parts { config, registry, sandbox, workflows, metrics, logs, models, admin_token } = parts;
+        let Parts {
+            config,
+            registry,
+            sandbox,
+            workflows,
+            metrics,
+            logs,
+            models,
+            admin_token,
+        } = parts;
         let app = App {
             config,
             registry,
@@ -133,7 +142,10 @@ impl App {
     /// [`CatalogError::Database`]; requests then go on with what they saw before.
     pub async fn reload(&self) -> Result<(), CatalogError> {
         let directory = Arc::new(self.directory_of(self.registry.catalog.snapshot().await?));
-        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+        *self
+            .directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = directory;
         Ok(())
     }
 
@@ -146,7 +158,9 @@ impl App {
         }
         let entry = |row: TenantRow| {
             let requests_max = row.requests_max.unwrap_or(self.config.tenant_requests_max) as usize;
-            let account = accounts.entry(row.id).or_insert_with(|| self.new_account(requests_max));
+            let account = accounts
+                .entry(row.id)
+                .or_insert_with(|| self.new_account(requests_max));
             let entry = TenantEntry {
                 tenant: self.sandbox_tenant(&row, Arc::clone(&account.memory)),
                 active: active.remove(&row.id).unwrap_or_default(),
@@ -156,22 +170,33 @@ impl App {
             };
             (entry.row.id, Arc::new(entry))
         };
-        let entries: HashMap<u32, Arc<TenantEntry>> = snapshot.tenants.into_iter().map(entry).collect();
-        let by_key = snapshot.keys.into_iter().filter_map(|(hash, id)| Some((hash, Arc::clone(entries.get(&id)?))));
-        Directory { by_key: by_key.collect() }
+        let entries: HashMap<u32, Arc<TenantEntry>> =
+            snapshot.tenants.into_iter().map(entry).collect();
+        let by_key = snapshot
+            .keys
+            .into_iter()
+            .filter_map(|(hash, id)| Some((hash, Arc::clone(entries.get(&id)?))));
+        Directory {
+            by_key: by_key.collect(),
+        }
     }
 
     fn new_account(&self, requests_max: usize) -> Account {
         let bytes = self.config.tenant_memory_mib.saturating_mul(1 << 20);
         Account {
-            memory: Arc::new(TenantMemory::new(usize::try_from(bytes).unwrap_or(usize::MAX))),
+            memory: Arc::new(TenantMemory::new(
+                usize::try_from(bytes).unwrap_or(usize::MAX),
+            )),
             permits: Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS))),
         }
     }
 
     /// A tenant as the sandbox sees it.
     pub fn sandbox_tenant(&self, row: &TenantRow, memory: Arc<TenantMemory>) -> Tenant {
-        let models = self.models.iter().map(|model| (model.name.clone(), model.client.clone()));
+        let models = self
+            .models
+            .iter()
+            .map(|model| (model.name.clone(), model.client.clone()));
         Tenant {
             id: row.id,
             name: row.name.as_str().into(),
@@ -199,7 +224,9 @@ impl App {
             app.reload().await?;
             Ok(done)
         });
-        changed.await.unwrap_or_else(|error| Err(ApiError::internal(&error)))
+        changed
+            .await
+            .unwrap_or_else(|error| Err(ApiError::internal(&error)))
     }
 
     /// Whose key this is.
@@ -208,8 +235,15 @@ impl App {
     /// The client's 401.
     pub fn authenticate(&self, key: Option<&str>) -> ApiResult<Arc<TenantEntry>> {
         let hash = sha256(key.ok_or_else(ApiError::unauthorized)?.as_bytes());
-        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
-        directory.by_key.get(&hash).cloned().ok_or_else(ApiError::unauthorized)
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        directory
+            .by_key
+            .get(&hash)
+            .cloned()
+            .ok_or_else(ApiError::unauthorized)
     }
 
     /// Takes one of the tenant's places for requests.
@@ -222,9 +256,15 @@ impl App {
         }
         let permit = Arc::clone(&tenant.permits).try_acquire_owned();
         let permit = permit.map_err(|_| ApiError::too_many_requests(tenant.requests_max))?;
-        let in_flight = self.metrics.in_flight.with_label_values(&[tenant.row.name.as_str()]);
+        let in_flight = self
+            .metrics
+            .in_flight
+            .with_label_values(&[tenant.row.name.as_str()]);
         in_flight.inc();
-        Ok(Admission { _permit: permit, in_flight })
+        Ok(Admission {
+            _permit: permit,
+            in_flight,
+        })
     }
 
     /// Whether the server was told to stop.
@@ -235,12 +275,19 @@ impl App {
     /// Waits for that. Safe to drop.
     pub async fn until_stopping(&self) {
         // The sender is a field of this very struct, so the channel cannot close first.
-        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        let _ = self
+            .stopping
+            .subscribe()
+            .wait_for(|stopping| *stopping)
+            .await;
     }
 
     /// The engines behind the base models.
     pub fn engines(&self) -> Vec<Client> {
-        self.models.iter().map(|model| model.client.clone()).collect()
+        self.models
+            .iter()
+            .map(|model| model.client.clone())
+            .collect()
     }
 }
 

@@ -58,7 +58,9 @@ impl Workflows {
     pub async fn passthrough(&self, sandbox: &Sandbox) -> ApiResult<Workflow> {
         let digest = hex(&sha256(PASSTHROUGH));
         let slot = self.slot(&digest, PASSTHROUGH_NAME);
-        let load = self.load(sandbox, PASSTHROUGH_NAME, &digest, async || Ok(PASSTHROUGH.to_vec()));
+        let load = self.load(sandbox, PASSTHROUGH_NAME, &digest, async || {
+            Ok(PASSTHROUGH.to_vec())
+        });
         slot.cell.get_or_try_init(|| load).await.cloned()
     }
 
@@ -66,9 +68,17 @@ impl Workflows {
     ///
     /// # Errors
     /// When its bytes are lost or the host cannot compile.
-    pub async fn stored(&self, sandbox: &Sandbox, blobs: &Blobs, name: &str, digest: &str) -> ApiResult<Workflow> {
+    pub async fn stored(
+        &self,
+        sandbox: &Sandbox,
+        blobs: &Blobs,
+        name: &str,
+        digest: &str,
+    ) -> ApiResult<Workflow> {
         let slot = self.slot(digest, name);
-        let load = self.load(sandbox, name, digest, async || Ok(blobs.get(digest).await?));
+        let load = self.load(sandbox, name, digest, async || {
+            Ok(blobs.get(digest).await?)
+        });
         slot.cell.get_or_try_init(|| load).await.cloned()
     }
 
@@ -76,9 +86,17 @@ impl Workflows {
     ///
     /// # Errors
     /// What the uploader has to mend, or the host's trouble.
-    pub async fn compile(&self, sandbox: &Sandbox, name: &str, wasm: Vec<u8>) -> ApiResult<Workflow> {
+    pub async fn compile(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        wasm: Vec<u8>,
+    ) -> ApiResult<Workflow> {
         let digest = hex(&sha256(&wasm));
-        let artifact = self.compile_and_keep(sandbox, &digest, wasm).await.map_err(rejected)?;
+        let artifact = self
+            .compile_and_keep(sandbox, &digest, wasm)
+            .await
+            .map_err(rejected)?;
         load(sandbox, name, artifact).await
     }
 
@@ -86,13 +104,18 @@ impl Workflows {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (digest.to_owned(), name.to_owned());
         if !loaded.contains_key(&key) && loaded.len() >= LOADED_MAX {
-            let oldest = loaded.iter().min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed));
+            let oldest = loaded
+                .iter()
+                .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed));
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 loaded.remove(&oldest);
             }
         }
         let slot = loaded.entry(key).or_default();
-        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        slot.used.store(
+            self.clock.fetch_add(1, Ordering::Relaxed),
+            Ordering::Relaxed,
+        );
         Arc::clone(slot)
     }
 
@@ -107,7 +130,10 @@ impl Workflows {
         if let Ok(bytes) = tokio::fs::read(self.artifact_path(sandbox, digest)).await {
             match load(sandbox, name, Artifact::from_bytes(bytes)).await {
                 Ok(workflow) => return Ok(workflow),
-                Err(_) => tracing::warn!(workflow = name, "an artifact cannot be used and is made again"),
+                Err(_) => tracing::warn!(
+                    workflow = name,
+                    "an artifact cannot be used and is made again"
+                ),
             }
         }
         let artifact = self.compile_and_keep(sandbox, digest, wasm().await?).await;
@@ -116,20 +142,30 @@ impl Workflows {
         load(sandbox, name, artifact).await
     }
 
-    async fn compile_and_keep(&self, sandbox: &Sandbox, digest: &str, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
+    async fn compile_and_keep(
+        &self,
+        sandbox: &Sandbox,
+        digest: &str,
+        wasm: Vec<u8>,
+    ) -> Result<Artifact, Rejected> {
         let _turn = self.compiling.acquire().await;
         let artifact = sandbox.compile(wasm).await?;
         let path = self.artifact_path(sandbox, digest);
         let kept = artifact.clone();
-        let written = tokio::task::spawn_blocking(move || replace_file(&path, kept.as_bytes())).await;
+        let written =
+            tokio::task::spawn_blocking(move || replace_file(&path, kept.as_bytes())).await;
         if !matches!(written, Ok(Ok(()))) {
-            tracing::warn!(digest, "an artifact could not be kept; it will be compiled again");
+            tracing::warn!(
+                digest,
+                "an artifact could not be kept; it will be compiled again"
+            );
         }
         Ok(artifact)
     }
 
     fn artifact_path(&self, sandbox: &Sandbox, digest: &str) -> PathBuf {
-        self.artifacts.join(format!("{}.cwasm", sandbox.artifact_key(digest)))
+        self.artifacts
+            .join(format!("{}.cwasm", sandbox.artifact_key(digest)))
     }
 }
 

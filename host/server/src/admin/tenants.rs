@@ -29,18 +29,25 @@ fn one() -> u32 {
 }
 
 /// `POST /admin/v1/tenants`.
-pub(super) async fn create(State(app): State<Arc<App>>, request: Request) -> ApiResult<(StatusCode, Json<Value>)> {
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> ApiResult<(StatusCode, Json<Value>)> {
     let new: NewTenant = read(request).await?;
     check_name("tenant", &new.name, &['.'])?;
     if !(1..=1000).contains(&new.weight) {
         return Err(ApiError::field("weight", "must be from 1 to 1000"));
     }
     if new.kv_blocks_max == Some(0) || new.requests_max == Some(0) {
-        return Err(ApiError::invalid("kv_blocks_max and requests_max must be at least 1 when given"));
+        return Err(ApiError::invalid(
+            "kv_blocks_max and requests_max must be at least 1 when given",
+        ));
     }
     let catalog = app.registry.catalog.clone();
     let work = async move {
-        Ok(catalog.create_tenant(&new.name, new.weight, new.kv_blocks_max, new.requests_max).await?)
+        Ok(catalog
+            .create_tenant(&new.name, new.weight, new.kv_blocks_max, new.requests_max)
+            .await?)
     };
     let row = app.change(work).await?;
     tracing::info!(tenant = row.name, "tenant created");
@@ -49,21 +56,30 @@ pub(super) async fn create(State(app): State<Arc<App>>, request: Request) -> Api
 
 /// `GET /admin/v1/tenants`.
 pub(super) async fn list(State(app): State<Arc<App>>) -> ApiResult<Json<Value>> {
-    Ok(Json(json!({"tenants": app.registry.catalog.tenants().await?})))
+    Ok(Json(
+        json!({"tenants": app.registry.catalog.tenants().await?}),
+    ))
 }
 
 /// `DELETE /admin/v1/tenants/{tenant}`. Calls under way end by themselves; new ones are refused at once.
-pub(super) async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<StatusCode> {
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<StatusCode> {
     let row = app.registry.catalog.tenant(&name).await?;
     let catalog = app.registry.catalog.clone();
-    app.change(async move { Ok(catalog.delete_tenant(&name).await?) }).await?;
+    app.change(async move { Ok(catalog.delete_tenant(&name).await?) })
+        .await?;
     app.logs.forget(row.id);
     tracing::info!(tenant = row.name, "tenant deleted");
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `GET /admin/v1/tenants/{tenant}/logs`.
-pub(super) async fn logs(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+pub(super) async fn logs(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<Json<Value>> {
     let row = app.registry.catalog.tenant(&name).await?;
     Ok(Json(json!({"lines": app.logs.of(row.id)})))
 }
@@ -89,15 +105,25 @@ pub(super) async fn create_key(
     let row = app.registry.catalog.tenant(&name).await?;
     let (new, catalog) = (NewKey::draw(), app.registry.catalog.clone());
     let answer = json!({"id": new.id, "key": new.key, "prefix": new.prefix, "label": wish.label});
-    app.change(async move { Ok(catalog.add_key(row.id, &new.id, &wish.label, &new.prefix, &new.hash).await?) }).await?;
+    app.change(async move {
+        Ok(catalog
+            .add_key(row.id, &new.id, &wish.label, &new.prefix, &new.hash)
+            .await?)
+    })
+    .await?;
     tracing::info!(tenant = row.name, "key created");
     Ok((StatusCode::CREATED, Json(answer)))
 }
 
 /// `GET /admin/v1/tenants/{tenant}/keys`.
-pub(super) async fn keys(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+pub(super) async fn keys(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> ApiResult<Json<Value>> {
     let row = app.registry.catalog.tenant(&name).await?;
-    Ok(Json(json!({"keys": app.registry.catalog.keys(row.id).await?})))
+    Ok(Json(
+        json!({"keys": app.registry.catalog.keys(row.id).await?}),
+    ))
 }
 
 /// `DELETE /admin/v1/tenants/{tenant}/keys/{key}`.
@@ -107,7 +133,8 @@ pub(super) async fn revoke_key(
 ) -> ApiResult<StatusCode> {
     let row = app.registry.catalog.tenant(&name).await?;
     let catalog = app.registry.catalog.clone();
-    app.change(async move { Ok(catalog.revoke_key(row.id, &key).await?) }).await?;
+    app.change(async move { Ok(catalog.revoke_key(row.id, &key).await?) })
+        .await?;
     tracing::info!(tenant = row.name, "key revoked");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -29,39 +29,77 @@ pub(super) async fn upload(
     };
     // A name nobody has would be a label of the client's making.
     let known = !matches!(&answered, Err(error) if error.status == StatusCode::NOT_FOUND);
-    app.metrics.uploads.with_label_values(&[if known { tenant.as_str() } else { "-" }, result]).inc();
+    app.metrics
+        .uploads
+        .with_label_values(&[if known { tenant.as_str() } else { "-" }, result])
+        .inc();
     let row = answered?;
-    tracing::info!(tenant, workflow, version = row.version, digest = row.digest, "workflow version stored");
+    tracing::info!(
+        tenant,
+        workflow,
+        version = row.version,
+        digest = row.digest,
+        "workflow version stored"
+    );
     Ok((StatusCode::CREATED, Json(version(&row))))
 }
 
 /// Judges, compiles and asks the component before anything is kept; then the blob, then the row.
-async fn store(app: &Arc<App>, tenant: &str, workflow: &str, request: Request) -> ApiResult<VersionRow> {
+async fn store(
+    app: &Arc<App>,
+    tenant: &str,
+    workflow: &str,
+    request: Request,
+) -> ApiResult<VersionRow> {
     let row = app.registry.catalog.tenant(tenant).await?;
     check_name("workflow", workflow, &[])?;
-    let bytes_max = usize::try_from(app.config.upload_mib_max.saturating_mul(1 << 20)).unwrap_or(usize::MAX);
+    let bytes_max =
+        usize::try_from(app.config.upload_mib_max.saturating_mul(1 << 20)).unwrap_or(usize::MAX);
     let wasm = read_body(request.into_body(), bytes_max).await?;
-    let ready = app.workflows.compile(&app.sandbox, workflow, wasm.clone()).await?;
+    let ready = app
+        .workflows
+        .compile(&app.sandbox, workflow, wasm.clone())
+        .await?;
     // Memory of its own: an upload does not compete with the tenant's calls.
-    let memory = Arc::new(TenantMemory::new(app.config.limits.to_sandbox().memory_bytes_max));
-    let asked = app.sandbox.describe(&ready, &app.sandbox_tenant(&row, memory)).await;
+    let memory = Arc::new(TenantMemory::new(
+        app.config.limits.to_sandbox().memory_bytes_max,
+    ));
+    let asked = app
+        .sandbox
+        .describe(&ready, &app.sandbox_tenant(&row, memory))
+        .await;
     let description = asked.map_err(|error| {
         let cause = ApiError::from(error);
-        let status = if cause.status.is_server_error() { cause.status } else { StatusCode::UNPROCESSABLE_ENTITY };
-        ApiError { status, message: format!("calling describe: {}", cause.message), ..cause }
+        let status = if cause.status.is_server_error() {
+            cause.status
+        } else {
+            StatusCode::UNPROCESSABLE_ENTITY
+        };
+        ApiError {
+            status,
+            message: format!("calling describe: {}", cause.message),
+            ..cause
+        }
     })?;
-    let description = serde_json::to_string(&description).map_err(|error| ApiError::internal(&chain(&error)))?;
+    let description =
+        serde_json::to_string(&description).map_err(|error| ApiError::internal(&chain(&error)))?;
     let (changed, workflow) = (Arc::clone(app), workflow.to_owned());
     app.change(async move {
         let registry = &changed.registry;
         let digest = registry.blobs.put(&wasm).await?;
-        Ok(registry.catalog.add_version(row.id, &workflow, &digest, wasm.len() as u64, &description).await?)
+        Ok(registry
+            .catalog
+            .add_version(row.id, &workflow, &digest, wasm.len() as u64, &description)
+            .await?)
     })
     .await
 }
 
 /// `GET /admin/v1/tenants/{tenant}/workflows`.
-pub(super) async fn list(State(app): State<Arc<App>>, Path(tenant): Path<String>) -> ApiResult<Json<Value>> {
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+) -> ApiResult<Json<Value>> {
     let catalog = &app.registry.catalog;
     let row = catalog.tenant(&tenant).await?;
     let active = catalog.snapshot().await?.active;
@@ -94,7 +132,8 @@ pub(super) async fn activate(
     let row = app.registry.catalog.tenant(&tenant).await?;
     let answer = json!({"workflow": workflow, "active": version});
     let catalog = app.registry.catalog.clone();
-    app.change(async move { Ok(catalog.activate(row.id, &workflow, version).await?) }).await?;
+    app.change(async move { Ok(catalog.activate(row.id, &workflow, version).await?) })
+        .await?;
     tracing::info!(tenant, version, "workflow version activated");
     Ok(Json(answer))
 }
@@ -106,7 +145,9 @@ pub(super) async fn rollback(
 ) -> ApiResult<Json<Value>> {
     let row = app.registry.catalog.tenant(&tenant).await?;
     let (catalog, name) = (app.registry.catalog.clone(), workflow.clone());
-    let version = app.change(async move { Ok(catalog.rollback(row.id, &name).await?) }).await?;
+    let version = app
+        .change(async move { Ok(catalog.rollback(row.id, &name).await?) })
+        .await?;
     tracing::info!(tenant, version, "workflow rolled back");
     Ok(Json(json!({"workflow": workflow, "active": version})))
 }

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use realm_engine::text::ChatMessage;
 use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Policy};
 use realm_sandbox::{
-    Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, Request, RequestKind, Sandbox, SandboxConfig, Tenant,
-    TenantMemory,
+    Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, Request, RequestKind, Sandbox,
+    SandboxConfig, Tenant, TenantMemory,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -52,16 +52,33 @@ impl Hooks for NoLog {
 pub(super) async fn run(run: Run) -> Result<()> {
     let name = model_name_of(&run.model);
     let engine = load(&run, &name)?;
-    let policy =
-        Policy { max_tokens: Some(run.max_tokens), temperature: run.temperature, seed: run.seed, ..Policy::default() };
-    policy.validate(engine.client().facts().vocab_size).map_err(anyhow::Error::msg)?;
+    let policy = Policy {
+        max_tokens: Some(run.max_tokens),
+        temperature: run.temperature,
+        seed: run.seed,
+        ..Policy::default()
+    };
+    policy
+        .validate(engine.client().facts().vocab_size)
+        .map_err(anyhow::Error::msg)?;
     // Our own component is trusted, so it is compiled right here.
-    let config = SandboxConfig { compiler: Compiler::InProcess, instances_max: 1, ..SandboxConfig::default() };
+    let config = SandboxConfig {
+        compiler: Compiler::InProcess,
+        instances_max: 1,
+        ..SandboxConfig::default()
+    };
     let sandbox = Sandbox::new(config, Arc::new(NoLog)).context("starting the sandbox")?;
-    let artifact = sandbox.compile(passthrough_wasm()).await.context("compiling passthrough")?;
-    let workflow = sandbox.load("passthrough", &artifact).context("loading passthrough")?;
-    let mut limits = CallLimits::default();
-    limits.wall_ms_max = u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    let artifact = sandbox
+        .compile(passthrough_wasm())
+        .await
+        .context("compiling passthrough")?;
+    let workflow = sandbox
+        .load("passthrough", &artifact)
+        .context("loading passthrough")?;
+    let limits = CallLimits {
+        wall_ms_max: u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX),
+        ..CallLimits::default()
+    };
     let limits = limits.to_sandbox();
     let tenant = Tenant {
         id: 1,
@@ -73,7 +90,10 @@ pub(super) async fn run(run: Run) -> Result<()> {
         models: ModelSet::new(BTreeMap::from([(name.clone(), engine.client())])),
     };
     let kind = if run.raw {
-        RequestKind::Completion { prompt: Prompt::Text(run.prompt), echo: false }
+        RequestKind::Completion {
+            prompt: Prompt::Text(run.prompt),
+            echo: false,
+        }
     } else {
         let message = ChatMessage {
             role: "user".to_owned(),
@@ -82,9 +102,19 @@ pub(super) async fn run(run: Run) -> Result<()> {
             tool_call_id: None,
             tool_calls: Vec::new(),
         };
-        RequestKind::Chat { messages: vec![message], tools: Vec::new() }
+        RequestKind::Chat {
+            messages: vec![message],
+            tools: Vec::new(),
+        }
     };
-    let request = Request { id: "run".to_owned(), kind, model: name, policy, choices: 1, deadline: DEADLINE };
+    let request = Request {
+        id: "run".to_owned(),
+        kind,
+        model: name,
+        policy,
+        choices: 1,
+        deadline: DEADLINE,
+    };
     let mut invocation = sandbox.invoke(&workflow, &tenant, request);
     let mut out = std::io::stdout();
     while let Some(event) = invocation.next().await {
@@ -105,7 +135,13 @@ pub(super) async fn run(run: Run) -> Result<()> {
 fn load(run: &Run, name: &str) -> Result<Engine> {
     let path = run.model.display();
     let gguf = Gguf::open(&run.model).with_context(|| format!("cannot read the model {path}"))?;
-    let options = ModelOptions { threads: run.threads, ..ModelOptions::default() };
-    let config = EngineConfig { model_name: name.to_owned(), ..EngineConfig::default() };
+    let options = ModelOptions {
+        threads: run.threads,
+        ..ModelOptions::default()
+    };
+    let config = EngineConfig {
+        model_name: name.to_owned(),
+        ..EngineConfig::default()
+    };
     Engine::load(gguf, options, config).with_context(|| format!("cannot run the model {path}"))
 }

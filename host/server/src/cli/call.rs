@@ -20,27 +20,46 @@ pub(super) struct Call {
     #[arg(long, env = "REALM_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// The tenant's key
-    #[arg(long, env = "REALM_API_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(
+        long,
+        env = "REALM_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
     api_key: String,
 }
 
 pub(super) async fn call(call: Call) -> Result<()> {
-    let parameters: Value = serde_json::from_str(&call.parameters).context("the parameters are no JSON")?;
+    let parameters: Value =
+        serde_json::from_str(&call.parameters).context("the parameters are no JSON")?;
     let address = call.url.trim_end_matches('/');
-    ensure!(address.starts_with("http://"), "{address} does not begin with http://");
+    ensure!(
+        address.starts_with("http://"),
+        "{address} does not begin with http://"
+    );
     let mut request = format!("{}/ws", address.replacen("http", "ws", 1)).into_client_request()?;
-    let key = format!("Bearer {}", call.api_key).parse().context("the key has characters no key has")?;
+    let key = format!("Bearer {}", call.api_key)
+        .parse()
+        .context("the key has characters no key has")?;
     request.headers_mut().insert("authorization", key);
     let mut socket = match connect_async(request).await {
         Ok((socket, _)) => socket,
-        Err(Error::Http(answer)) if answer.status() == 401 => bail!("the API key is wrong or revoked"),
+        Err(Error::Http(answer)) if answer.status() == 401 => {
+            bail!("the API key is wrong or revoked")
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot reach {address}")),
     };
     let frame = json!({"id": 1, "function": call.function, "params": parameters});
-    socket.send(Message::text(frame.to_string())).await.context("sending the call")?;
+    socket
+        .send(Message::text(frame.to_string()))
+        .await
+        .context("sending the call")?;
     while let Some(message) = socket.next().await {
-        let Message::Text(text) = message.context("reading the answer")? else { continue };
-        let frame: Value = serde_json::from_str(&text).context("the server sent a frame that is no JSON")?;
+        let Message::Text(text) = message.context("reading the answer")? else {
+            continue;
+        };
+        let frame: Value =
+            serde_json::from_str(&text).context("the server sent a frame that is no JSON")?;
         match frame["status"].as_str() {
             Some("streaming") => line(&frame["data"].to_string())?,
             Some("complete") => {
@@ -50,7 +69,11 @@ pub(super) async fn call(call: Call) -> Result<()> {
             }
             Some("error") => {
                 let (code, message) = (&frame["error"]["code"], &frame["error"]["message"]);
-                bail!("{}: {}", code.as_str().unwrap_or("error"), message.as_str().unwrap_or_default());
+                bail!(
+                    "{}: {}",
+                    code.as_str().unwrap_or("error"),
+                    message.as_str().unwrap_or_default()
+                );
             }
             _ => bail!("the server sent an unexpected frame: {frame}"),
         }

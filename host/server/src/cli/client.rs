@@ -16,37 +16,69 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 #[derive(clap::Args)]
 pub(super) struct Admin {
     /// Address of the admin plane
-    #[arg(long, global = true, env = "REALM_ADMIN_URL", value_name = "URL", default_value = "http://127.0.0.1:8081")]
+    #[arg(
+        long,
+        global = true,
+        env = "REALM_ADMIN_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8081"
+    )]
     admin_url: String,
     /// The operator's token [default: that in the data folder]
-    #[arg(long, global = true, env = "REALM_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "REALM_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
     admin_token: Option<String>,
     /// Folder of a server on this machine, which holds its token
-    #[arg(long, global = true, env = "REALM_DATA_DIR", value_name = "DIR", default_value = ".realm")]
+    #[arg(
+        long,
+        global = true,
+        env = "REALM_DATA_DIR",
+        value_name = "DIR",
+        default_value = ".realm"
+    )]
     data_dir: PathBuf,
 }
 
 impl Admin {
     /// `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Value> {
-        self.send(Method::GET, path, "application/json", Vec::new()).await
+        self.send(Method::GET, path, "application/json", Vec::new())
+            .await
     }
 
     /// `POST path` with a JSON body.
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(Method::POST, path, "application/json", body.to_string().into_bytes()).await
+        self.send(
+            Method::POST,
+            path,
+            "application/json",
+            body.to_string().into_bytes(),
+        )
+        .await
     }
 
     /// `DELETE path`.
     pub(super) async fn delete(&self, path: &str) -> Result<Value> {
-        self.send(Method::DELETE, path, "application/json", Vec::new()).await
+        self.send(Method::DELETE, path, "application/json", Vec::new())
+            .await
     }
 
     /// One request; the JSON of an answer that says yes.
     ///
     /// # Errors
     /// What the server says when it says no, or that it cannot be reached.
-    pub(super) async fn send(&self, method: Method, path: &str, content: &str, body: Vec<u8>) -> Result<Value> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: &str,
+        body: Vec<u8>,
+    ) -> Result<Value> {
         let url = format!("{}{path}", self.admin_url.trim_end_matches('/'));
         let request = Request::builder()
             .method(method)
@@ -55,10 +87,16 @@ impl Admin {
             .header(header::CONTENT_TYPE, content)
             .body(Body::from(body))
             .with_context(|| format!("{url} is no address"))?;
-        let client: Client<HttpConnector, Body> = Client::builder(TokioExecutor::new()).build_http();
-        let response = client.request(request).await.with_context(|| format!("cannot reach {}", self.admin_url))?;
+        let client: Client<HttpConnector, Body> =
+            Client::builder(TokioExecutor::new()).build_http();
+        let response = client
+            .request(request)
+            .await
+            .with_context(|| format!("cannot reach {}", self.admin_url))?;
         let status = response.status();
-        let bytes = to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX).await.context("reading the answer")?;
+        let bytes = to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX)
+            .await
+            .context("reading the answer")?;
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if !status.is_success() {
             match answer["error"]["message"].as_str() {
@@ -75,7 +113,8 @@ impl Admin {
         }
         let path = self.data_dir.join("admin-token");
         let text = std::fs::read_to_string(&path);
-        let text = text.with_context(|| format!("give --admin-token: there is none in {}", path.display()))?;
+        let text = text
+            .with_context(|| format!("give --admin-token: there is none in {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 }
@@ -83,7 +122,15 @@ impl Admin {
 /// A name as one part of a path.
 pub(super) fn part(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    name.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 /// Prints a line. A reader that has gone away, as `head` does, is no failure worth a panic.

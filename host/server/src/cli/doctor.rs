@@ -49,16 +49,27 @@ fn processor() -> String {
 }
 
 fn model(config: &Config) -> Result<String> {
-    let Some(path) = &config.model else { bail!("none is set: give --model PATH") };
+    let Some(path) = &config.model else {
+        bail!("none is set: give --model PATH")
+    };
     let gguf = Gguf::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let architecture = gguf.metadata().str("general.architecture")?.unwrap_or("unknown").to_owned();
-    Ok(format!("{}, {architecture}, {} MB", path.display(), gguf.file_bytes() / 1_000_000))
+    let architecture = gguf
+        .metadata()
+        .str("general.architecture")?
+        .unwrap_or("unknown")
+        .to_owned();
+    Ok(format!(
+        "{}, {architecture}, {} MB",
+        path.display(),
+        gguf.file_bytes() / 1_000_000
+    ))
 }
 
 fn writable(folder: &Path) -> Result<String> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let probe = folder.join(".doctor");
-    std::fs::write(&probe, b"realm").with_context(|| format!("cannot write to {}", folder.display()))?;
+    std::fs::write(&probe, b"realm")
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
     std::fs::remove_file(&probe).with_context(|| format!("cannot remove {}", probe.display()))?;
     Ok(format!("{} is writable", folder.display()))
 }
@@ -75,17 +86,31 @@ async fn registry(folder: &Path) -> Result<String> {
         bail!("damaged: {}", damage.join("; "));
     }
     let digests = catalog.digests().await?;
-    let missing = digests.iter().filter(|digest| !folder.join("blobs").join(format!("{digest}.wasm")).exists());
+    let missing = digests
+        .iter()
+        .filter(|digest| !folder.join("blobs").join(format!("{digest}.wasm")).exists());
     match missing.count() {
-        0 => Ok(format!("{} tenants, {} components", catalog.tenants().await?.len(), digests.len())),
-        missing => bail!("{missing} components are missing from {}", folder.join("blobs").display()),
+        0 => Ok(format!(
+            "{} tenants, {} components",
+            catalog.tenants().await?.len(),
+            digests.len()
+        )),
+        missing => bail!(
+            "{missing} components are missing from {}",
+            folder.join("blobs").display()
+        ),
     }
 }
 
 /// Goes the whole way of an upload, the compiler's own process included.
 async fn compile(config: &Config) -> Result<String> {
     let sandbox = sandbox(config, [0; 32], Arc::new(TenantLogs::default()))?;
-    let artifact = sandbox.compile(passthrough_wasm()).await.context("compiling a component")?;
-    sandbox.load("passthrough", &artifact).context("loading a component")?;
+    let artifact = sandbox
+        .compile(passthrough_wasm())
+        .await
+        .context("compiling a component")?;
+    sandbox
+        .load("passthrough", &artifact)
+        .context("loading a component")?;
     Ok("compiles and loads components".to_owned())
 }

@@ -29,21 +29,33 @@ pub(super) fn model(command: Model) -> Result<()> {
 }
 
 fn list(folder: &Path) -> Result<()> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "gguf")
+    });
     paths.sort();
     for path in paths {
-        let size = std::fs::metadata(&path).map(|facts| facts.len() / 1_000_000).unwrap_or_default();
+        let size = std::fs::metadata(&path)
+            .map(|facts| facts.len() / 1_000_000)
+            .unwrap_or_default();
         line(&format!("{}\t{size} MB", path.display()))?;
     }
     Ok(())
 }
 
 fn inspect(path: &Path) -> Result<()> {
-    let gguf = Gguf::open(path).with_context(|| format!("cannot read the model {}", path.display()))?;
+    let gguf =
+        Gguf::open(path).with_context(|| format!("cannot read the model {}", path.display()))?;
     let metadata = gguf.metadata();
-    let architecture = metadata.str("general.architecture")?.unwrap_or("unknown").to_owned();
+    let architecture = metadata
+        .str("general.architecture")?
+        .unwrap_or("unknown")
+        .to_owned();
     let number = |name: &str| metadata.u64(&format!("{architecture}.{name}"));
     let show = |name: &str, value: Option<String>| match value {
         Some(value) => line(&format!("{name:<14} {value}")),
@@ -55,15 +67,30 @@ fn inspect(path: &Path) -> Result<()> {
     show("architecture", Some(architecture.clone()))?;
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     show("vocabulary", tokens.map(|tokens| tokens.len().to_string()))?;
-    show("tokenizer", metadata.str("tokenizer.ggml.model")?.map(str::to_owned))?;
-    show("context", number("context_length")?.map(|value| value.to_string()))?;
-    show("layers", number("block_count")?.map(|value| value.to_string()))?;
-    show("hidden", number("embedding_length")?.map(|value| value.to_string()))?;
+    show(
+        "tokenizer",
+        metadata.str("tokenizer.ggml.model")?.map(str::to_owned),
+    )?;
+    show(
+        "context",
+        number("context_length")?.map(|value| value.to_string()),
+    )?;
+    show(
+        "layers",
+        number("block_count")?.map(|value| value.to_string()),
+    )?;
+    show(
+        "hidden",
+        number("embedding_length")?.map(|value| value.to_string()),
+    )?;
     let (mut count, mut parameters) = (0_u64, 0_u64);
     for tensor in gguf.tensors() {
         count += 1;
         // A file may claim any shape; the sum is for people.
-        let size = tensor.shape.iter().fold(1_u64, |product, &dim| product.saturating_mul(dim));
+        let size = tensor
+            .shape
+            .iter()
+            .fold(1_u64, |product, &dim| product.saturating_mul(dim));
         parameters = parameters.saturating_add(size);
     }
     show("tensors", Some(count.to_string()))?;
@@ -72,7 +99,14 @@ fn inspect(path: &Path) -> Result<()> {
 
 /// `$XDG_CACHE_HOME/realm/models`, or that below `~/.cache`.
 fn cache_folder() -> Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set; name a folder")?.join("realm").join("models"))
+    Ok(cache
+        .context("neither XDG_CACHE_HOME nor HOME is set; name a folder")?
+        .join("realm")
+        .join("models"))
 }

@@ -95,7 +95,12 @@ pub(super) enum Workflow {
 
 pub(super) async fn tenant(admin: &Admin, command: Tenant) -> Result<()> {
     match command {
-        Tenant::Create { name, weight, kv_blocks_max, requests_max } => {
+        Tenant::Create {
+            name,
+            weight,
+            kv_blocks_max,
+            requests_max,
+        } => {
             let body = json!({
                 "name": name, "weight": weight, "kv_blocks_max": kv_blocks_max, "requests_max": requests_max,
             });
@@ -105,12 +110,18 @@ pub(super) async fn tenant(admin: &Admin, command: Tenant) -> Result<()> {
         Tenant::List => {
             let answer = admin.get("/admin/v1/tenants").await?;
             for tenant in each(&answer["tenants"]) {
-                line(&format!("{}\tweight {}", text(&tenant["name"]), tenant["weight"]))?;
+                line(&format!(
+                    "{}\tweight {}",
+                    text(&tenant["name"]),
+                    tenant["weight"]
+                ))?;
             }
             Ok(())
         }
         Tenant::Delete { name } => {
-            admin.delete(&format!("/admin/v1/tenants/{}", part(&name))).await?;
+            admin
+                .delete(&format!("/admin/v1/tenants/{}", part(&name)))
+                .await?;
             line(&format!("tenant {name} deleted"))
         }
     }
@@ -124,16 +135,29 @@ pub(super) async fn key(admin: &Admin, command: Key) -> Result<()> {
             line(&format!("{}\t{}", text(&made["id"]), text(&made["key"])))
         }
         Key::List { tenant } => {
-            let answer = admin.get(&format!("/admin/v1/tenants/{}/keys", part(&tenant))).await?;
+            let answer = admin
+                .get(&format!("/admin/v1/tenants/{}/keys", part(&tenant)))
+                .await?;
             for key in each(&answer["keys"]) {
-                let state = if key["revoked_ms"].is_null() { "in force" } else { "revoked" };
-                let (id, prefix, label) = (text(&key["id"]), text(&key["prefix"]), text(&key["label"]));
+                let state = if key["revoked_ms"].is_null() {
+                    "in force"
+                } else {
+                    "revoked"
+                };
+                let (id, prefix, label) =
+                    (text(&key["id"]), text(&key["prefix"]), text(&key["label"]));
                 line(&format!("{id}\t{prefix}...\t{state}\t{label}"))?;
             }
             Ok(())
         }
         Key::Revoke { tenant, id } => {
-            admin.delete(&format!("/admin/v1/tenants/{}/keys/{}", part(&tenant), part(&id))).await?;
+            admin
+                .delete(&format!(
+                    "/admin/v1/tenants/{}/keys/{}",
+                    part(&tenant),
+                    part(&id)
+                ))
+                .await?;
             line(&format!("key {id} revoked"))
         }
     }
@@ -141,39 +165,79 @@ pub(super) async fn key(admin: &Admin, command: Key) -> Result<()> {
 
 pub(super) async fn workflow(admin: &Admin, command: Workflow) -> Result<()> {
     let path = |tenant: &str, name: &str, what: &str| {
-        format!("/admin/v1/tenants/{}/workflows/{}/{what}", part(tenant), part(name))
+        format!(
+            "/admin/v1/tenants/{}/workflows/{}/{what}",
+            part(tenant),
+            part(name)
+        )
     };
     match command {
-        Workflow::Push { tenant, name, file, activate } => {
-            let wasm = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Workflow::Push {
+            tenant,
+            name,
+            file,
+            activate,
+        } => {
+            let wasm =
+                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let url = path(&tenant, &name, "versions");
-            let stored = admin.send(Method::POST, &url, "application/wasm", wasm).await?;
+            let stored = admin
+                .send(Method::POST, &url, "application/wasm", wasm)
+                .await?;
             let version = &stored["version"];
-            line(&format!("{name} version {version} stored, {}", text(&stored["digest"])))?;
+            line(&format!(
+                "{name} version {version} stored, {}",
+                text(&stored["digest"])
+            ))?;
             if activate {
-                admin.post(&path(&tenant, &name, "activate"), &json!({"version": version})).await?;
+                admin
+                    .post(
+                        &path(&tenant, &name, "activate"),
+                        &json!({"version": version}),
+                    )
+                    .await?;
                 line(&format!("{name} version {version} is active"))?;
             }
             Ok(())
         }
         Workflow::List { tenant } => {
-            let answer = admin.get(&format!("/admin/v1/tenants/{}/workflows", part(&tenant))).await?;
+            let answer = admin
+                .get(&format!("/admin/v1/tenants/{}/workflows", part(&tenant)))
+                .await?;
             for workflow in each(&answer["workflows"]) {
                 for version in each(&workflow["versions"]) {
-                    let active = if version["version"] == workflow["active"] { "\tactive" } else { "" };
+                    let active = if version["version"] == workflow["active"] {
+                        "\tactive"
+                    } else {
+                        ""
+                    };
                     let (name, digest) = (text(&workflow["name"]), text(&version["digest"]));
                     line(&format!("{name}\t{}\t{digest}{active}", version["version"]))?;
                 }
             }
             Ok(())
         }
-        Workflow::Activate { tenant, name, version } => {
-            admin.post(&path(&tenant, &name, "activate"), &json!({"version": version})).await?;
+        Workflow::Activate {
+            tenant,
+            name,
+            version,
+        } => {
+            admin
+                .post(
+                    &path(&tenant, &name, "activate"),
+                    &json!({"version": version}),
+                )
+                .await?;
             line(&format!("{name} version {version} is active"))
         }
         Workflow::Rollback { tenant, name } => {
-            let answer = admin.post(&path(&tenant, &name, "rollback"), &json!({})).await?;
-            line(&format!("{name} version {} is active again", answer["active"]))
+            let answer = admin
+                .post(&path(&tenant, &name, "rollback"), &json!({}))
+                .await?;
+            line(&format!(
+                "{name} version {} is active again",
+                answer["active"]
+            ))
         }
     }
 }

@@ -48,8 +48,17 @@ impl Answer {
         call: Call,
         admission: Admission,
     ) -> ApiResult<Answer> {
-        let Call { id, kind, policy, choices, started, route } = call;
-        policy.validate(target.base.client.facts().vocab_size).map_err(ApiError::invalid)?;
+        let Call {
+            id,
+            kind,
+            policy,
+            choices,
+            started,
+            route,
+        } = call;
+        policy
+            .validate(target.base.client.facts().vocab_size)
+            .map_err(ApiError::invalid)?;
         let request = Request {
             id,
             kind,
@@ -58,7 +67,9 @@ impl Answer {
             choices,
             deadline: Duration::from_millis(tenant.tenant.limits.wall_ms_max),
         };
-        let invocation = app.sandbox.invoke(&target.workflow, &tenant.tenant, request);
+        let invocation = app
+            .sandbox
+            .invoke(&target.workflow, &tenant.tenant, request);
         let meter = Meter {
             metrics: Arc::clone(&app.metrics),
             tenant: tenant.row.name.clone(),
@@ -68,7 +79,11 @@ impl Answer {
             last: None,
             counted: 0,
         };
-        Ok(Answer { invocation, meter, _admission: admission })
+        Ok(Answer {
+            invocation,
+            meter,
+            _admission: admission,
+        })
     }
 
     /// The next event; `None` after the end. Safe to drop and call again.
@@ -82,17 +97,32 @@ impl Answer {
     ///
     /// # Errors
     /// What the call ended with, or that it wrote too much.
-    pub(super) async fn whole(mut self, first: Option<ReplyEvent>, choices: u32) -> ApiResult<Whole> {
-        let mut whole = Whole { choices: vec![Choice::default(); choices as usize], ..Whole::default() };
+    pub(super) async fn whole(
+        mut self,
+        first: Option<ReplyEvent>,
+        choices: u32,
+    ) -> ApiResult<Whole> {
+        let mut whole = Whole {
+            choices: vec![Choice::default(); choices as usize],
+            ..Whole::default()
+        };
         let mut bytes = 0;
         let mut next = first;
         loop {
             let event = match next.take() {
                 Some(event) => event,
-                None => self.next().await.ok_or_else(|| ApiError::internal("a call ended without its end"))?,
+                None => self
+                    .next()
+                    .await
+                    .ok_or_else(|| ApiError::internal("a call ended without its end"))?,
             };
             match event {
-                ReplyEvent::Delta { choice, text, logprobs, .. } => {
+                ReplyEvent::Delta {
+                    choice,
+                    text,
+                    logprobs,
+                    ..
+                } => {
                     bytes += text.len();
                     if bytes > ANSWER_BYTES_MAX {
                         return Err(too_large());
@@ -120,7 +150,12 @@ impl Answer {
 
 fn too_large() -> ApiError {
     let message = format!("the workflow answered with more than {ANSWER_BYTES_MAX} bytes");
-    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "workflow_error", "reply_too_large", message)
+    ApiError::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "workflow_error",
+        "reply_too_large",
+        message,
+    )
 }
 
 /// A whole answer.
@@ -166,12 +201,18 @@ impl Meter {
                 match self.last.replace(now) {
                     None => {
                         let seconds = (now - self.started).as_secs_f64();
-                        self.metrics.first_token_seconds.with_label_values(&[tenant]).observe(seconds);
+                        self.metrics
+                            .first_token_seconds
+                            .with_label_values(&[tenant])
+                            .observe(seconds);
                     }
                     Some(last) if count > 0 => {
                         // A piece of several tokens was late by its first; the others came with it.
                         let seconds = (now - last).as_secs_f64() / f64::from(count);
-                        let histogram = self.metrics.inter_token_seconds.with_label_values(&[tenant]);
+                        let histogram = self
+                            .metrics
+                            .inter_token_seconds
+                            .with_label_values(&[tenant]);
                         (0..count).for_each(|_| histogram.observe(seconds));
                     }
                     Some(_) => {}
@@ -180,12 +221,18 @@ impl Meter {
             }
             ReplyEvent::End(Ok(usage)) => {
                 let labels = [tenant, self.model.as_str()];
-                self.metrics.tokens_prompt.with_label_values(&labels).inc_by(usage.prompt.into());
+                self.metrics
+                    .tokens_prompt
+                    .with_label_values(&labels)
+                    .inc_by(usage.prompt.into());
                 // Tokens that the component used itself were in no delta.
                 self.count(usage.completion.saturating_sub(self.counted));
             }
             ReplyEvent::End(Err(error)) => {
-                self.metrics.guest_errors.with_label_values(&[tenant, error.code()]).inc();
+                self.metrics
+                    .guest_errors
+                    .with_label_values(&[tenant, error.code()])
+                    .inc();
             }
             ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
         }
@@ -194,13 +241,19 @@ impl Meter {
     fn count(&mut self, tokens: u32) {
         self.counted = self.counted.saturating_add(tokens);
         let labels = [self.tenant.as_str(), self.model.as_str()];
-        self.metrics.tokens_completion.with_label_values(&labels).inc_by(tokens.into());
+        self.metrics
+            .tokens_completion
+            .with_label_values(&labels)
+            .inc_by(tokens.into());
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        self.metrics.request_seconds.with_label_values(&[self.route]).observe(seconds);
+        self.metrics
+            .request_seconds
+            .with_label_values(&[self.route])
+            .observe(seconds);
     }
 }

@@ -16,16 +16,35 @@ pub(super) fn parse(body: &Value) -> ApiResult<(Common, RequestKind)> {
     let fields = Fields::of(body)?;
     let mut common = Common::parse(fields)?;
     common.policy.logprobs = completion_logprobs(fields)?;
-    let prompt = prompt(fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "is missing"))?)?;
+    let prompt = prompt(
+        fields
+            .get("prompt")
+            .ok_or_else(|| ApiError::field("prompt", "is missing"))?,
+    )?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     if echo && common.policy.logprobs.is_some() {
-        return Err(ApiError::unsupported("logprobs", "the log-probability of an echoed prompt"));
+        return Err(ApiError::unsupported(
+            "logprobs",
+            "the log-probability of an echoed prompt",
+        ));
     }
-    if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::unsupported("suffix", "filling in before a suffix"));
+    if fields
+        .string("suffix")?
+        .is_some_and(|suffix| !suffix.is_empty())
+    {
+        return Err(ApiError::unsupported(
+            "suffix",
+            "filling in before a suffix",
+        ));
     }
-    if fields.count("best_of")?.is_some_and(|best_of| best_of != common.choices) {
-        return Err(ApiError::unsupported("best_of", "choosing among more answers than n"));
+    if fields
+        .count("best_of")?
+        .is_some_and(|best_of| best_of != common.choices)
+    {
+        return Err(ApiError::unsupported(
+            "best_of",
+            "choosing among more answers than n",
+        ));
     }
     Ok((common, RequestKind::Completion { prompt, echo }))
 }
@@ -37,15 +56,27 @@ fn prompt(value: &Value) -> ApiResult<Prompt> {
             [Value::String(text)] => Prompt::Text(text.clone()),
             [Value::Array(tokens)] => Prompt::Tokens(token_ids(tokens)?),
             [Value::String(_) | Value::Array(_), ..] => {
-                return Err(ApiError::unsupported("prompt", "more than one prompt in a request"));
+                return Err(ApiError::unsupported(
+                    "prompt",
+                    "more than one prompt in a request",
+                ));
             }
             tokens => Prompt::Tokens(token_ids(tokens)?),
         },
-        other => return Err(ApiError::field("prompt", format!("must be text or token ids, not {}", shown(other)))),
+        other => {
+            return Err(ApiError::field(
+                "prompt",
+                format!("must be text or token ids, not {}", shown(other)),
+            ));
+        }
     };
     match &prompt {
-        Prompt::Text(text) if text.is_empty() => Err(ApiError::field("prompt", "must not be empty")),
-        Prompt::Tokens(tokens) if tokens.is_empty() => Err(ApiError::field("prompt", "must not be empty")),
+        Prompt::Text(text) if text.is_empty() => {
+            Err(ApiError::field("prompt", "must not be empty"))
+        }
+        Prompt::Tokens(tokens) if tokens.is_empty() => {
+            Err(ApiError::field("prompt", "must not be empty"))
+        }
         _ => Ok(prompt),
     }
 }
@@ -53,7 +84,11 @@ fn prompt(value: &Value) -> ApiResult<Prompt> {
 fn token_ids(list: &[Value]) -> ApiResult<Vec<u32>> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     list.iter()
-        .map(|value| id(value).ok_or_else(|| ApiError::field("prompt", format!("{} is no token id", shown(value)))))
+        .map(|value| {
+            id(value).ok_or_else(|| {
+                ApiError::field("prompt", format!("{} is no token id", shown(value)))
+            })
+        })
         .collect()
 }
 
@@ -68,7 +103,9 @@ mod tests {
             body[name] = value.clone();
         }
         match parse(&body)? {
-            (common, RequestKind::Completion { prompt, .. }) => Ok((common.policy.max_tokens, prompt)),
+            (common, RequestKind::Completion { prompt, .. }) => {
+                Ok((common.policy.max_tokens, prompt))
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -98,7 +135,11 @@ mod tests {
             (json!({"best_of": 3}), "best_of"),
             (json!({"echo": true, "logprobs": 1}), "logprobs"),
         ] {
-            assert_eq!(check(more.clone()).unwrap_err().param.as_deref(), Some(name), "{more}");
+            assert_eq!(
+                check(more.clone()).unwrap_err().param.as_deref(),
+                Some(name),
+                "{more}"
+            );
         }
     }
 }

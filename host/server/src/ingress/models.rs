@@ -14,17 +14,27 @@ pub(super) fn list(app: &App, tenant: &TenantEntry) -> Value {
 /// # Errors
 /// 404.
 pub(super) fn one(app: &App, tenant: &TenantEntry, name: &str) -> ApiResult<Value> {
-    entries(app, tenant).into_iter().find(|entry| entry["id"] == name).ok_or_else(|| ApiError::no_model(name))
+    entries(app, tenant)
+        .into_iter()
+        .find(|entry| entry["id"] == name)
+        .ok_or_else(|| ApiError::no_model(name))
 }
 
 fn entries(app: &App, tenant: &TenantEntry) -> Vec<Value> {
-    let entry = |id: &str, created: i64, owner: &str| {
-        json!({"id": id, "object": "model", "created": created, "owned_by": owner})
-    };
+    let entry = |id: &str, created: i64, owner: &str| json!({"id": id, "object": "model", "created": created, "owned_by": owner});
     // A workflow with a base model's name stands in front of it.
-    let base = app.models.iter().filter(|model| !tenant.active.contains_key(&model.name));
+    let base = app
+        .models
+        .iter()
+        .filter(|model| !tenant.active.contains_key(&model.name));
     let base = base.map(|model| entry(&model.name, model.created, "realm"));
     let own = tenant.active.values();
-    let own = own.map(|version| entry(&version.workflow, version.created_ms / 1000, &tenant.row.name));
+    let own = own.map(|version| {
+        entry(
+            &version.workflow,
+            version.created_ms / 1000,
+            &tenant.row.name,
+        )
+    });
     base.chain(own).collect()
 }

@@ -20,7 +20,10 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When it is none.
     pub(super) fn of(value: &'a Value) -> ApiResult<Fields<'a>> {
-        value.as_object().map(Fields).ok_or_else(|| ApiError::invalid("the request must be a JSON object"))
+        value
+            .as_object()
+            .map(Fields)
+            .ok_or_else(|| ApiError::invalid("the request must be a JSON object"))
     }
 
     /// A field of any type.
@@ -58,7 +61,9 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When it is something else.
     pub(super) fn number(&self, name: &str) -> ApiResult<Option<f32>> {
-        self.typed(name, "a number", |value| value.as_f64().map(|number| number as f32))
+        self.typed(name, "a number", |value| {
+            value.as_f64().map(|number| number as f32)
+        })
     }
 
     /// A list.
@@ -69,9 +74,18 @@ impl<'a> Fields<'a> {
         self.typed(name, "a list", Value::as_array)
     }
 
-    fn typed<T>(&self, name: &str, wanted: &str, read: impl Fn(&'a Value) -> Option<T>) -> ApiResult<Option<T>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| ApiError::field(name, format!("must be {wanted}, not {}", shown(value))))
+    fn typed<T>(
+        &self,
+        name: &str,
+        wanted: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> ApiResult<Option<T>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        read(value)
+            .map(Some)
+            .ok_or_else(|| ApiError::field(name, format!("must be {wanted}, not {}", shown(value))))
     }
 }
 
@@ -106,21 +120,35 @@ impl Common {
     /// # Errors
     /// The client's 400, which names the field.
     pub(super) fn parse(fields: Fields<'_>) -> ApiResult<Common> {
-        let model = fields.string("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
+        let model = fields
+            .string("model")?
+            .ok_or_else(|| ApiError::field("model", "is missing"))?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = match fields.get("stream_options") {
-            Some(_) if !stream => return Err(ApiError::field("stream_options", "is only for streams")),
+            Some(_) if !stream => {
+                return Err(ApiError::field("stream_options", "is only for streams"));
+            }
             Some(options) => {
-                let options = Fields::of(options).map_err(|_| ApiError::field("stream_options", "must be an object"))?;
+                let options = Fields::of(options)
+                    .map_err(|_| ApiError::field("stream_options", "must be an object"))?;
                 options.boolean("include_usage")?.unwrap_or(false)
             }
             None => false,
         };
         let choices = fields.count("n")?.unwrap_or(1);
         if !(1..=CHOICES_MAX).contains(&choices) {
-            return Err(ApiError::field("n", format!("must be from 1 to {CHOICES_MAX}, not {choices}")));
+            return Err(ApiError::field(
+                "n",
+                format!("must be from 1 to {CHOICES_MAX}, not {choices}"),
+            ));
         }
-        Ok(Common { model: model.to_owned(), policy: policy(fields)?, choices, stream, include_usage })
+        Ok(Common {
+            model: model.to_owned(),
+            policy: policy(fields)?,
+            choices,
+            stream,
+            include_usage,
+        })
     }
 }
 
@@ -140,13 +168,21 @@ fn policy(fields: Fields<'_>) -> ApiResult<Policy> {
     };
     Ok(Policy {
         max_tokens,
-        temperature: fields.number("temperature")?.unwrap_or(standard.temperature),
+        temperature: fields
+            .number("temperature")?
+            .unwrap_or(standard.temperature),
         top_p: fields.number("top_p")?.unwrap_or(standard.top_p),
         top_k,
         min_p: fields.number("min_p")?.unwrap_or(standard.min_p),
-        repetition_penalty: fields.number("repetition_penalty")?.unwrap_or(standard.repetition_penalty),
-        presence_penalty: fields.number("presence_penalty")?.unwrap_or(standard.presence_penalty),
-        frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(standard.frequency_penalty),
+        repetition_penalty: fields
+            .number("repetition_penalty")?
+            .unwrap_or(standard.repetition_penalty),
+        presence_penalty: fields
+            .number("presence_penalty")?
+            .unwrap_or(standard.presence_penalty),
+        frequency_penalty: fields
+            .number("frequency_penalty")?
+            .unwrap_or(standard.frequency_penalty),
         seed: seed(fields)?,
         logit_bias: logit_bias(fields)?,
         stop: stop(fields)?,
@@ -155,10 +191,19 @@ fn policy(fields: Fields<'_>) -> ApiResult<Policy> {
 }
 
 fn seed(fields: Fields<'_>) -> ApiResult<Option<u64>> {
-    let Some(value) = fields.get("seed") else { return Ok(None) };
+    let Some(value) = fields.get("seed") else {
+        return Ok(None);
+    };
     // A negative seed is as good as any other: its bits count.
-    let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
-    seed.map(Some).ok_or_else(|| ApiError::field("seed", format!("must be a whole number, not {}", shown(value))))
+    let seed = value
+        .as_u64()
+        .or_else(|| value.as_i64().map(i64::cast_unsigned));
+    seed.map(Some).ok_or_else(|| {
+        ApiError::field(
+            "seed",
+            format!("must be a whole number, not {}", shown(value)),
+        )
+    })
 }
 
 fn stop(fields: Fields<'_>) -> ApiResult<Vec<String>> {
@@ -166,21 +211,29 @@ fn stop(fields: Fields<'_>) -> ApiResult<Vec<String>> {
     match fields.get("stop") {
         None => Ok(Vec::new()),
         Some(Value::String(stop)) => Ok(vec![stop.clone()]),
-        Some(Value::Array(stops)) => {
-            stops.iter().map(|stop| stop.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
-        }
+        Some(Value::Array(stops)) => stops
+            .iter()
+            .map(|stop| stop.as_str().map(str::to_owned).ok_or_else(wrong))
+            .collect(),
         Some(_) => Err(wrong()),
     }
 }
 
 fn logit_bias(fields: Fields<'_>) -> ApiResult<Vec<(u32, f32)>> {
     let wrong = || ApiError::field("logit_bias", "must be an object of token ids and numbers");
-    let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
+    let Some(value) = fields.get("logit_bias") else {
+        return Ok(Vec::new());
+    };
     let entry = |(token, bias): (&String, &Value)| {
         let token = token.parse().map_err(|_| wrong())?;
         Ok((token, bias.as_f64().ok_or_else(wrong)? as f32))
     };
-    value.as_object().ok_or_else(wrong)?.iter().map(entry).collect()
+    value
+        .as_object()
+        .ok_or_else(wrong)?
+        .iter()
+        .map(entry)
+        .collect()
 }
 
 /// A chat's `logprobs` and `top_logprobs`.
@@ -190,7 +243,10 @@ fn logit_bias(fields: Fields<'_>) -> ApiResult<Vec<(u32, f32)>> {
 pub(super) fn chat_logprobs(fields: Fields<'_>) -> ApiResult<Option<u32>> {
     let top = fields.count("top_logprobs")?;
     if top.is_some_and(|top| top > LOGPROBS_MAX) {
-        return Err(ApiError::field("top_logprobs", format!("must be from 0 to {LOGPROBS_MAX}")));
+        return Err(ApiError::field(
+            "top_logprobs",
+            format!("must be from 0 to {LOGPROBS_MAX}"),
+        ));
     }
     match (fields.boolean("logprobs")?.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
@@ -205,9 +261,10 @@ pub(super) fn chat_logprobs(fields: Fields<'_>) -> ApiResult<Option<u32>> {
 /// The client's 400.
 pub(super) fn completion_logprobs(fields: Fields<'_>) -> ApiResult<Option<u32>> {
     match fields.count("logprobs")? {
-        Some(top) if top > COMPLETION_LOGPROBS_MAX => {
-            Err(ApiError::field("logprobs", format!("must be from 0 to {COMPLETION_LOGPROBS_MAX}")))
-        }
+        Some(top) if top > COMPLETION_LOGPROBS_MAX => Err(ApiError::field(
+            "logprobs",
+            format!("must be from 0 to {COMPLETION_LOGPROBS_MAX}"),
+        )),
         top => Ok(top),
     }
 }
@@ -226,8 +283,16 @@ mod tests {
     fn nothing_said_is_the_default() {
         let common = parse(json!({"temperature": null, "unknown": {"a": 1}})).unwrap();
         assert_eq!(common.policy, Policy::default());
-        assert_eq!((common.choices, common.stream, common.include_usage), (1, false, false));
-        assert!(Common::parse(Fields::of(&json!({})).unwrap()).unwrap_err().message.contains("model"));
+        assert_eq!(
+            (common.choices, common.stream, common.include_usage),
+            (1, false, false)
+        );
+        assert!(
+            Common::parse(Fields::of(&json!({})).unwrap())
+                .unwrap_err()
+                .message
+                .contains("model")
+        );
     }
 
     #[test]
@@ -254,8 +319,17 @@ mod tests {
             ..Policy::default()
         };
         assert_eq!(common.policy, expected);
-        assert_eq!((common.choices, common.stream, common.include_usage), (2, true, true));
-        assert_eq!(parse(json!({"top_k": -1, "stop": ["a", "b"]})).unwrap().policy.stop, ["a", "b"]);
+        assert_eq!(
+            (common.choices, common.stream, common.include_usage),
+            (2, true, true)
+        );
+        assert_eq!(
+            parse(json!({"top_k": -1, "stop": ["a", "b"]}))
+                .unwrap()
+                .policy
+                .stop,
+            ["a", "b"]
+        );
     }
 
     #[test]
@@ -276,18 +350,33 @@ mod tests {
             (json!({"top_k": -2}), "top_k"),
         ] {
             let error = parse(fields.clone()).unwrap_err();
-            assert_eq!((error.param.as_deref(), error.status.as_u16()), (Some(name), 400), "{fields}");
+            assert_eq!(
+                (error.param.as_deref(), error.status.as_u16()),
+                (Some(name), 400),
+                "{fields}"
+            );
         }
     }
 
     #[test]
     fn logprobs_are_asked_for_in_two_ways() {
-        let chat = |value: Value| chat_logprobs(Fields::of(&value).unwrap()).map_err(|error| error.param.unwrap());
+        let chat = |value: Value| {
+            chat_logprobs(Fields::of(&value).unwrap()).map_err(|error| error.param.unwrap())
+        };
         assert_eq!(chat(json!({})), Ok(None));
         assert_eq!(chat(json!({"logprobs": true})), Ok(Some(0)));
-        assert_eq!(chat(json!({"logprobs": true, "top_logprobs": 3})), Ok(Some(3)));
-        assert_eq!(chat(json!({"logprobs": true, "top_logprobs": 100})), Err("top_logprobs".to_owned()));
-        assert_eq!(chat(json!({"top_logprobs": 3})), Err("top_logprobs".to_owned()));
+        assert_eq!(
+            chat(json!({"logprobs": true, "top_logprobs": 3})),
+            Ok(Some(3))
+        );
+        assert_eq!(
+            chat(json!({"logprobs": true, "top_logprobs": 100})),
+            Err("top_logprobs".to_owned())
+        );
+        assert_eq!(
+            chat(json!({"top_logprobs": 3})),
+            Err("top_logprobs".to_owned())
+        );
         let completion = |value: Value| completion_logprobs(Fields::of(&value).unwrap()).ok();
         assert_eq!(completion(json!({"logprobs": 2})), Some(Some(2)));
         assert_eq!(completion(json!({"logprobs": 6})), None);

@@ -63,15 +63,26 @@ impl Renderer {
     /// The chunk that opens a choice of a chat; completions have none.
     pub(super) fn opening(&self, choice: u32) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": "", "refusal": null});
-        (self.family == Family::Chat).then(|| self.chunk(json!([{
-            "index": choice, "delta": delta, "logprobs": null, "finish_reason": null,
-        }])))
+        (self.family == Family::Chat).then(|| {
+            self.chunk(json!([{
+                "index": choice, "delta": delta, "logprobs": null, "finish_reason": null,
+            }]))
+        })
     }
 
     /// The chunk of a piece of text. `offset` is where in the choice's text it stands.
-    pub(super) fn delta(&self, choice: u32, text: &str, logprobs: &[TokenLogprob], offset: usize) -> Value {
-        let logprobs =
-            if self.logprobs && !logprobs.is_empty() { self.logprobs(logprobs, offset) } else { Value::Null };
+    pub(super) fn delta(
+        &self,
+        choice: u32,
+        text: &str,
+        logprobs: &[TokenLogprob],
+        offset: usize,
+    ) -> Value {
+        let logprobs = if self.logprobs && !logprobs.is_empty() {
+            self.logprobs(logprobs, offset)
+        } else {
+            Value::Null
+        };
         self.chunk(match self.family {
             Family::Chat => json!([{
                 "index": choice, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null,
@@ -86,8 +97,12 @@ impl Renderer {
     pub(super) fn finish(&self, choice: u32, reason: StopReason) -> Value {
         let reason = finish_reason(reason);
         self.chunk(match self.family {
-            Family::Chat => json!([{"index": choice, "delta": {}, "logprobs": null, "finish_reason": reason}]),
-            Family::Completion => json!([{"index": choice, "text": "", "logprobs": null, "finish_reason": reason}]),
+            Family::Chat => {
+                json!([{"index": choice, "delta": {}, "logprobs": null, "finish_reason": reason}])
+            }
+            Family::Completion => {
+                json!([{"index": choice, "text": "", "logprobs": null, "finish_reason": reason}])
+            }
         })
     }
 
@@ -128,8 +143,11 @@ impl Renderer {
                     .iter()
                     .map(|chosen| {
                         let mut value = entry(chosen.token, chosen.logprob);
-                        value["top_logprobs"] =
-                            chosen.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+                        value["top_logprobs"] = chosen
+                            .top
+                            .iter()
+                            .map(|&(token, logprob)| entry(token, logprob))
+                            .collect();
                         value
                     })
                     .collect();
@@ -143,7 +161,10 @@ impl Renderer {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         for entry in entries {
             let text = self.text.token_text(entry.token);
-            let top = entry.top.iter().map(|&(token, logprob)| (self.text.token_text(token), json!(logprob)));
+            let top = entry
+                .top
+                .iter()
+                .map(|&(token, logprob)| (self.text.token_text(token), json!(logprob)));
             tops.push(Value::Object(top.collect()));
             offsets.push(offset);
             offset += text.chars().count();

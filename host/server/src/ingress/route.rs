@@ -20,33 +20,68 @@ pub(super) struct Target {
 ///
 /// # Errors
 /// 404 when the tenant has no such name, 400 when the workflow does not serve this kind of request.
-pub(super) async fn resolve(app: &App, tenant: &TenantEntry, model: &str, kind: &RequestKind) -> ApiResult<Target> {
+pub(super) async fn resolve(
+    app: &App,
+    tenant: &TenantEntry,
+    model: &str,
+    kind: &RequestKind,
+) -> ApiResult<Target> {
     if let Some(version) = tenant.active.get(model) {
         if !serves(version, kind) {
-            return Err(ApiError::unsupported("model", format!("by the workflow {model}, this kind of request")));
+            return Err(ApiError::unsupported(
+                "model",
+                format!("by the workflow {model}, this kind of request"),
+            ));
         }
-        return Ok(Target { workflow: load(app, version).await?, base: first_model(app)? });
+        return Ok(Target {
+            workflow: load(app, version).await?,
+            base: first_model(app)?,
+        });
     }
-    let base = app.models.iter().find(|base| base.name == model).ok_or_else(|| ApiError::no_model(model))?;
-    let workflow = match tenant.active.get(DEFAULT_WORKFLOW).filter(|version| serves(version, kind)) {
+    let base = app
+        .models
+        .iter()
+        .find(|base| base.name == model)
+        .ok_or_else(|| ApiError::no_model(model))?;
+    let workflow = match tenant
+        .active
+        .get(DEFAULT_WORKFLOW)
+        .filter(|version| serves(version, kind))
+    {
         Some(version) => load(app, version).await?,
         None => app.workflows.passthrough(&app.sandbox).await?,
     };
-    Ok(Target { workflow, base: base.clone() })
+    Ok(Target {
+        workflow,
+        base: base.clone(),
+    })
 }
 
 /// Finds who answers a call of `workflow.function`; the second part is the function's name.
 ///
 /// # Errors
 /// 404 when the tenant has no such workflow.
-pub(super) async fn resolve_function<'n>(app: &App, tenant: &TenantEntry, name: &'n str) -> ApiResult<(Target, &'n str)> {
+pub(super) async fn resolve_function<'n>(
+    app: &App,
+    tenant: &TenantEntry,
+    name: &'n str,
+) -> ApiResult<(Target, &'n str)> {
     let unknown = || {
         let message = format!("there is no function {name:?}; `metadata` lists what there is");
-        ApiError { code: "no_such_function".into(), ..ApiError::not_found(message) }
+        ApiError {
+            code: "no_such_function".into(),
+            ..ApiError::not_found(message)
+        }
     };
     let (workflow, function) = name.split_once('.').ok_or_else(unknown)?;
     let version = tenant.active.get(workflow).ok_or_else(unknown)?;
-    Ok((Target { workflow: load(app, version).await?, base: first_model(app)? }, function))
+    Ok((
+        Target {
+            workflow: load(app, version).await?,
+            base: first_model(app)?,
+        },
+        function,
+    ))
 }
 
 /// What a version says about itself.
@@ -67,10 +102,20 @@ fn serves(version: &VersionRow, kind: &RequestKind) -> bool {
 }
 
 async fn load(app: &App, version: &VersionRow) -> ApiResult<Workflow> {
-    app.workflows.stored(&app.sandbox, &app.registry.blobs, &version.workflow, &version.digest).await
+    app.workflows
+        .stored(
+            &app.sandbox,
+            &app.registry.blobs,
+            &version.workflow,
+            &version.digest,
+        )
+        .await
 }
 
 /// The model a workflow is given when the client named none.
 fn first_model(app: &App) -> ApiResult<BaseModel> {
-    app.models.first().cloned().ok_or_else(|| ApiError::internal("no model is loaded"))
+    app.models
+        .first()
+        .cloned()
+        .ok_or_else(|| ApiError::internal("no model is loaded"))
 }

@@ -29,16 +29,30 @@ struct ChoiceState {
 }
 
 /// The response that streams this answer. `first` is its first event, which was awaited to know the status.
-pub(super) fn response(answer: Answer, renderer: Renderer, choices: u32, first: ReplyEvent) -> Response {
+pub(super) fn response(
+    answer: Answer,
+    renderer: Renderer,
+    choices: u32,
+    first: ReplyEvent,
+) -> Response {
     let choices = vec![ChoiceState::default(); choices as usize];
-    let streaming = Streaming { answer, renderer, first: Some(first), choices, ended: false };
+    let streaming = Streaming {
+        answer,
+        renderer,
+        first: Some(first),
+        choices,
+        ended: false,
+    };
     let pieces = stream::unfold(streaming, |mut streaming| async {
         let piece = streaming.piece().await?;
         Some((Ok::<_, Infallible>(Bytes::from(piece)), streaming))
     });
     let mut response = Response::new(Body::from_stream(pieces));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // A proxy that collects answers would turn a stream into a wait.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -61,11 +75,21 @@ impl Streaming {
 
     fn write(&mut self, event: ReplyEvent, out: &mut String) {
         match event {
-            ReplyEvent::Delta { choice, text, logprobs, .. } => {
+            ReplyEvent::Delta {
+                choice,
+                text,
+                logprobs,
+                ..
+            } => {
                 self.open(choice, out);
-                let Some(state) = self.choices.get_mut(choice as usize) else { return };
+                let Some(state) = self.choices.get_mut(choice as usize) else {
+                    return;
+                };
                 if !text.is_empty() || !logprobs.is_empty() {
-                    push(out, &self.renderer.delta(choice, &text, &logprobs, state.offset));
+                    push(
+                        out,
+                        &self.renderer.delta(choice, &text, &logprobs, state.offset),
+                    );
                     state.offset += text.chars().count();
                 }
             }
@@ -84,7 +108,12 @@ impl Streaming {
                         // Every choice a client asked for ends, also one the component did not write to.
                         let choice = choice as u32;
                         self.open(choice, out);
-                        push(out, &self.renderer.finish(choice, realm_engine::StopReason::EndOfTurn));
+                        push(
+                            out,
+                            &self
+                                .renderer
+                                .finish(choice, realm_engine::StopReason::EndOfTurn),
+                        );
                     }
                 }
                 if self.renderer.include_usage {
@@ -100,7 +129,9 @@ impl Streaming {
     }
 
     fn open(&mut self, choice: u32, out: &mut String) {
-        let Some(state) = self.choices.get_mut(choice as usize) else { return };
+        let Some(state) = self.choices.get_mut(choice as usize) else {
+            return;
+        };
         if !std::mem::replace(&mut state.opened, true)
             && let Some(chunk) = self.renderer.opening(choice)
         {

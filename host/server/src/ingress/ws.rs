@@ -43,7 +43,11 @@ const CLOSE_UNAUTHORIZED: u16 = 4401;
 const CLOSE_GOING_AWAY: u16 = 1001;
 
 /// `GET /ws`.
-pub(super) async fn upgrade(State(app): State<Arc<App>>, headers: HeaderMap, upgrade: WebSocketUpgrade) -> Response {
+pub(super) async fn upgrade(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     let key = bearer(&headers).map(str::to_owned);
     // A wrong key in the header is refused before there is a connection to keep.
     if let Some(key) = &key
@@ -65,14 +69,25 @@ async fn serve(app: Arc<App>, socket: WebSocket, key: Option<String>, _open: Ope
     let (sink, stream) = socket.split();
     let (out, frames) = mpsc::channel(FRAMES_MAX);
     let writer = tokio::spawn(write(sink, frames));
-    let mut connection =
-        Connection { app, key, out, stream, live: Live::default(), tasks: JoinSet::new(), heard: Instant::now() };
+    let mut connection = Connection {
+        app,
+        key,
+        out,
+        stream,
+        live: Live::default(),
+        tasks: JoinSet::new(),
+        heard: Instant::now(),
+    };
     let close = connection.run().await;
     // First the calls: nothing of theirs may follow the close frame.
     connection.tasks.shutdown().await;
     if let Some((code, reason)) = close {
-        let frame = CloseFrame { code, reason: reason.into() };
-        let _ = tokio::time::timeout(FLUSH_WAIT, connection.out.send(Message::Close(Some(frame)))).await;
+        let frame = CloseFrame {
+            code,
+            reason: reason.into(),
+        };
+        let _ = tokio::time::timeout(FLUSH_WAIT, connection.out.send(Message::Close(Some(frame))))
+            .await;
     }
     drop(connection);
     let abort = writer.abort_handle();
@@ -101,12 +116,20 @@ impl Live {
         let key = id.to_string();
         if live.contains_key(&key) {
             let message = format!("the id {id} belongs to a call that has not ended");
-            return Err(ApiError { code: "duplicate_id".into(), ..ApiError::invalid(message) });
+            return Err(ApiError {
+                code: "duplicate_id".into(),
+                ..ApiError::invalid(message)
+            });
         }
         if live.len() >= CALLS_MAX {
             let error = ApiError::too_many_requests(CALLS_MAX);
-            let message = format!("{CALLS_MAX} calls are under way, which is the limit of a connection");
-            return Err(ApiError { code: "too_many_calls".into(), message, ..error });
+            let message =
+                format!("{CALLS_MAX} calls are under way, which is the limit of a connection");
+            return Err(ApiError {
+                code: "too_many_calls".into(),
+                message,
+                ..error
+            });
         }
         let (cancel, cancelled) = oneshot::channel();
         live.insert(key, cancel);
@@ -115,7 +138,10 @@ impl Live {
 
     /// Takes a call out; whether it was there.
     fn leave(&self, id: &Value) -> Option<oneshot::Sender<()>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id.to_string())
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id.to_string())
     }
 
     /// Cancels a call, which stays entered until it has said so.
@@ -123,7 +149,10 @@ impl Live {
         let mut live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cancel) = live.get_mut(&id.to_string()) else {
             let message = format!("no call with the id {id} is under way on this connection");
-            return Err(ApiError { code: "no_such_call".into(), ..ApiError::not_found(message) });
+            return Err(ApiError {
+                code: "no_such_call".into(),
+                ..ApiError::not_found(message)
+            });
         };
         // A sender that nobody waits for takes its place: cancelling twice is no error.
         let _ = std::mem::replace(cancel, oneshot::channel().0).send(());
@@ -195,17 +224,21 @@ impl Connection {
                 }
             }
         });
-        let Ok(first) = first.await else { return Err(unauthorized) };
+        let Ok(first) = first.await else {
+            return Err(unauthorized);
+        };
         let Some(text) = first else { return Err(None) };
         match frame::parse(&text) {
             Ok(Frame::Auth { api_key }) if self.take_key(&api_key).await => Ok(()),
             Ok(Frame::Auth { .. }) => Err(unauthorized),
             Ok(Frame::Call { id, .. } | Frame::Cancel { id }) => {
-                self.send(frame::error(&id, &ApiError::unauthorized())).await;
+                self.send(frame::error(&id, &ApiError::unauthorized()))
+                    .await;
                 Err(unauthorized)
             }
-            Err((id, _)) => {
-                self.send(frame::error(&id, &ApiError::unauthorized())).await;
+            Err(wrong) => {
+                self.send(frame::error(&wrong.id, &ApiError::unauthorized()))
+                    .await;
                 Err(unauthorized)
             }
         }
@@ -216,7 +249,8 @@ impl Connection {
         match self.app.authenticate(Some(key)) {
             Ok(tenant) => {
                 self.key = Some(key.to_owned());
-                self.send(json!({"type": "auth_success", "tenant": tenant.row.name})).await;
+                self.send(json!({"type": "auth_success", "tenant": tenant.row.name}))
+                    .await;
                 true
             }
             Err(error) => {
@@ -232,9 +266,13 @@ impl Connection {
                 self.take_key(&api_key).await;
                 return;
             }
-            Ok(Frame::Call { id, function, params }) => self.start(&id, function, params).err().map(|e| (id, e)),
+            Ok(Frame::Call {
+                id,
+                function,
+                params,
+            }) => self.start(&id, function, params).err().map(|e| (id, e)),
             Ok(Frame::Cancel { id }) => self.live.cancel(&id).err().map(|error| (id, error)),
-            Err((id, error)) => Some((id, error)),
+            Err(wrong) => Some((wrong.id, wrong.error)),
         };
         if let Some((id, error)) = refused {
             self.send(frame::error(&id, &error)).await;
@@ -246,9 +284,21 @@ impl Connection {
         let tenant = self.app.authenticate(self.key.as_deref())?;
         let admission = self.app.admit(&tenant)?;
         let cancelled = self.live.enter(id)?;
-        let (app, id, live, out) = (Arc::clone(&self.app), id.clone(), self.live.clone(), self.out.clone());
+        let (app, id, live, out) = (
+            Arc::clone(&self.app),
+            id.clone(),
+            self.live.clone(),
+            self.out.clone(),
+        );
         self.tasks.spawn(async move {
-            let call = call::Call { app, tenant, id: id.clone(), function, params, out: out.clone() };
+            let call = call::Call {
+                app,
+                tenant,
+                id: id.clone(),
+                function,
+                params,
+                out: out.clone(),
+            };
             let last = call.run(admission, cancelled).await;
             live.leave(&id);
             let _ = out.send(Message::text(last.to_string())).await;
@@ -272,7 +322,10 @@ mod tests {
         let id = json!("a");
         let mut cancelled = live.enter(&id).unwrap();
         assert_eq!(live.enter(&id).unwrap_err().code, "duplicate_id");
-        assert!(live.enter(&json!(1)).is_ok() && live.enter(&json!("1")).is_ok(), "a number is no string");
+        assert!(
+            live.enter(&json!(1)).is_ok() && live.enter(&json!("1")).is_ok(),
+            "a number is no string"
+        );
         assert_eq!(live.cancel(&json!("b")).unwrap_err().code, "no_such_call");
         assert!(cancelled.try_recv().is_err());
         live.cancel(&id).unwrap();
@@ -286,8 +339,13 @@ mod tests {
     #[test]
     fn a_connection_has_a_bounded_number_of_calls() {
         let live = Live::default();
-        let entered: Vec<_> = (0..CALLS_MAX).map(|id| live.enter(&json!(id)).unwrap()).collect();
-        assert_eq!(live.enter(&json!("more")).unwrap_err().code, "too_many_calls");
+        let entered: Vec<_> = (0..CALLS_MAX)
+            .map(|id| live.enter(&json!(id)).unwrap())
+            .collect();
+        assert_eq!(
+            live.enter(&json!("more")).unwrap_err().code,
+            "too_many_calls"
+        );
         drop(entered);
     }
 }

@@ -43,7 +43,9 @@ impl Blobs {
     /// # Errors
     /// [`BlobError::Io`].
     pub async fn open(dir: &Path) -> Result<Blobs, BlobError> {
-        let blobs = Blobs { dir: dir.to_owned() };
+        let blobs = Blobs {
+            dir: dir.to_owned(),
+        };
         blobs
             .run(|dir| {
                 fs::create_dir_all(dir).map_err(failed("make", dir))?;
@@ -98,7 +100,11 @@ impl Blobs {
         self.run(move |dir| {
             for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
                 let path = entry.map_err(failed("list", dir))?.path();
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 let digest = name.strip_suffix(".wasm");
                 if digest.is_some_and(|digest| missing.remove(digest)) {
                     continue;
@@ -154,8 +160,14 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), BlobError> {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), BlobError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir).and_then(|file| file.sync_all()).map_err(failed("sync", dir))
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    File::open(dir)
+        .and_then(|file| file.sync_all())
+        .map_err(failed("sync", dir))
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BlobError + use<> {

@@ -1,6 +1,8 @@
 //! The rows: tenants, keys, workflow versions, activations. SQLite, one writer, synced before it answers.
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Row, SqlitePool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -125,12 +127,19 @@ impl Catalog {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         // One connection: transactions never meet, and requests are answered from memory anyway.
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?;
+        let found: i64 = sqlx::query_scalar("PRAGMA user_version")
+            .fetch_one(&pool)
+            .await?;
         match found {
             0 => {
                 let mut transaction = pool.begin().await?;
-                sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
+                sqlx::raw_sql(include_str!("schema.sql"))
+                    .execute(&mut *transaction)
+                    .await?;
                 transaction.commit().await?;
             }
             SCHEMA_VERSION => {}
@@ -169,7 +178,10 @@ impl Catalog {
         match row {
             Ok(row) => Ok(tenant_row(&row)?),
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-                Err(CatalogError::Exists { what: "tenant", name: name.to_owned() })
+                Err(CatalogError::Exists {
+                    what: "tenant",
+                    name: name.to_owned(),
+                })
             }
             Err(error) => Err(error.into()),
         }
@@ -180,7 +192,9 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Database`].
     pub async fn tenants(&self) -> Result<Vec<TenantRow>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM tenants ORDER BY name").fetch_all(&self.pool).await?;
+        let rows = sqlx::query("SELECT * FROM tenants ORDER BY name")
+            .fetch_all(&self.pool)
+            .await?;
         Ok(rows.iter().map(tenant_row).collect::<Result<_, _>>()?)
     }
 
@@ -189,7 +203,10 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`].
     pub async fn tenant(&self, name: &str) -> Result<TenantRow, CatalogError> {
-        let row = sqlx::query("SELECT * FROM tenants WHERE name = ?").bind(name).fetch_optional(&self.pool).await?;
+        let row = sqlx::query("SELECT * FROM tenants WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?;
         let row = row.ok_or_else(|| missing("tenant", name))?;
         Ok(tenant_row(&row)?)
     }
@@ -199,8 +216,15 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`].
     pub async fn delete_tenant(&self, name: &str) -> Result<(), CatalogError> {
-        let done = sqlx::query("DELETE FROM tenants WHERE name = ?").bind(name).execute(&self.pool).await?;
-        if done.rows_affected() == 0 { Err(missing("tenant", name)) } else { Ok(()) }
+        let done = sqlx::query("DELETE FROM tenants WHERE name = ?")
+            .bind(name)
+            .execute(&self.pool)
+            .await?;
+        if done.rows_affected() == 0 {
+            Err(missing("tenant", name))
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds a key, of which only the hash is kept.
@@ -234,10 +258,11 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Database`].
     pub async fn keys(&self, tenant: u32) -> Result<Vec<KeyRow>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM api_keys WHERE tenant_id = ? ORDER BY created_ms, id")
-            .bind(tenant)
-            .fetch_all(&self.pool)
-            .await?;
+        let rows =
+            sqlx::query("SELECT * FROM api_keys WHERE tenant_id = ? ORDER BY created_ms, id")
+                .bind(tenant)
+                .fetch_all(&self.pool)
+                .await?;
         let key = |row: &SqliteRow| -> Result<KeyRow, sqlx::Error> {
             Ok(KeyRow {
                 id: row.try_get("id")?,
@@ -261,7 +286,11 @@ impl Catalog {
             .bind(id)
             .execute(&self.pool)
             .await?;
-        if done.rows_affected() == 0 { Err(missing("key", id)) } else { Ok(()) }
+        if done.rows_affected() == 0 {
+            Err(missing("key", id))
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds the next version of a workflow. Its blob must be on the disk.
@@ -298,10 +327,12 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Database`].
     pub async fn versions(&self, tenant: u32) -> Result<Vec<VersionRow>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM workflow_versions WHERE tenant_id = ? ORDER BY workflow, version")
-            .bind(tenant)
-            .fetch_all(&self.pool)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT * FROM workflow_versions WHERE tenant_id = ? ORDER BY workflow, version",
+        )
+        .bind(tenant)
+        .fetch_all(&self.pool)
+        .await?;
         Ok(rows.iter().map(version_row).collect::<Result<_, _>>()?)
     }
 
@@ -309,7 +340,12 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::NotFound`].
-    pub async fn activate(&self, tenant: u32, workflow: &str, version: u32) -> Result<(), CatalogError> {
+    pub async fn activate(
+        &self,
+        tenant: u32,
+        workflow: &str,
+        version: u32,
+    ) -> Result<(), CatalogError> {
         let mut transaction = self.pool.begin().await?;
         let known: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM workflow_versions WHERE tenant_id = ? AND workflow = ? AND version = ?",
@@ -356,7 +392,9 @@ impl Catalog {
         .fetch_all(&mut *transaction)
         .await?;
         let [last, before] = rows.as_slice() else {
-            return Err(CatalogError::NothingBefore { workflow: workflow.to_owned() });
+            return Err(CatalogError::NothingBefore {
+                workflow: workflow.to_owned(),
+            });
         };
         sqlx::query("DELETE FROM activations WHERE id = ?")
             .bind(last.try_get::<i64, _>("id")?)
@@ -373,7 +411,9 @@ impl Catalog {
     /// [`CatalogError::Database`].
     pub async fn digests(&self) -> Result<BTreeSet<String>, CatalogError> {
         let digests: Vec<String> =
-            sqlx::query_scalar("SELECT DISTINCT digest FROM workflow_versions").fetch_all(&self.pool).await?;
+            sqlx::query_scalar("SELECT DISTINCT digest FROM workflow_versions")
+                .fetch_all(&self.pool)
+                .await?;
         Ok(digests.into_iter().collect())
     }
 
@@ -383,7 +423,9 @@ impl Catalog {
     /// [`CatalogError::Database`].
     pub async fn snapshot(&self) -> Result<Snapshot, CatalogError> {
         let mut transaction = self.pool.begin().await?;
-        let tenants = sqlx::query("SELECT * FROM tenants").fetch_all(&mut *transaction).await?;
+        let tenants = sqlx::query("SELECT * FROM tenants")
+            .fetch_all(&mut *transaction)
+            .await?;
         let keys = sqlx::query("SELECT hash, tenant_id FROM api_keys WHERE revoked_ms IS NULL")
             .fetch_all(&mut *transaction)
             .await?;
@@ -393,8 +435,10 @@ impl Catalog {
         )
         .fetch_all(&mut *transaction)
         .await?;
-        let mut snapshot = Snapshot::default();
-        snapshot.tenants = tenants.iter().map(tenant_row).collect::<Result<_, _>>()?;
+        let mut snapshot = Snapshot {
+            tenants: tenants.iter().map(tenant_row).collect::<Result<_, _>>()?,
+            ..Snapshot::default()
+        };
         for row in &keys {
             let hash: Vec<u8> = row.try_get("hash")?;
             // A hash of another length can only come from a hand-made row; it matches no key.
@@ -404,7 +448,10 @@ impl Catalog {
         }
         for row in &active {
             let version = version_row(row)?;
-            snapshot.active.insert((row.try_get("tenant_id")?, version.workflow.clone()), version);
+            snapshot.active.insert(
+                (row.try_get("tenant_id")?, version.workflow.clone()),
+                version,
+            );
         }
         Ok(snapshot)
     }
@@ -414,7 +461,9 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Database`].
     pub async fn check(&self) -> Result<Vec<String>, CatalogError> {
-        let mut found: Vec<String> = sqlx::query_scalar("PRAGMA quick_check").fetch_all(&self.pool).await?;
+        let mut found: Vec<String> = sqlx::query_scalar("PRAGMA quick_check")
+            .fetch_all(&self.pool)
+            .await?;
         found.retain(|line| line != "ok");
         Ok(found)
     }
@@ -443,12 +492,17 @@ fn version_row(row: &SqliteRow) -> Result<VersionRow, sqlx::Error> {
 }
 
 fn missing(what: &'static str, name: &str) -> CatalogError {
-    CatalogError::NotFound { what, name: name.to_owned() }
+    CatalogError::NotFound {
+        what,
+        name: name.to_owned(),
+    }
 }
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -457,47 +511,90 @@ mod tests {
     use super::*;
 
     async fn catalog(dir: &tempfile::TempDir) -> Catalog {
-        Catalog::open(&dir.path().join("registry.sqlite")).await.unwrap()
+        Catalog::open(&dir.path().join("registry.sqlite"))
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
     async fn versions_count_up_and_a_roll_back_returns_step_by_step() {
         let dir = tempfile::tempdir().unwrap();
         let catalog = catalog(&dir).await;
-        let tenant = catalog.create_tenant("acme", 1, Some(8), None).await.unwrap().id;
+        let tenant = catalog
+            .create_tenant("acme", 1, Some(8), None)
+            .await
+            .unwrap()
+            .id;
         for version in 1..=3 {
-            let row = catalog.add_version(tenant, "flow", &format!("{version:064}"), 1, "{}").await.unwrap();
+            let row = catalog
+                .add_version(tenant, "flow", &format!("{version:064}"), 1, "{}")
+                .await
+                .unwrap();
             assert_eq!(row.version, version);
         }
-        assert!(catalog.snapshot().await.unwrap().active.is_empty(), "stored is not active");
+        assert!(
+            catalog.snapshot().await.unwrap().active.is_empty(),
+            "stored is not active"
+        );
         for version in [1, 2, 2, 3] {
             catalog.activate(tenant, "flow", version).await.unwrap();
         }
-        assert!(matches!(catalog.activate(tenant, "flow", 4).await, Err(CatalogError::NotFound { .. })));
+        assert!(matches!(
+            catalog.activate(tenant, "flow", 4).await,
+            Err(CatalogError::NotFound { .. })
+        ));
         assert_eq!(catalog.rollback(tenant, "flow").await.unwrap(), 2);
         assert_eq!(catalog.rollback(tenant, "flow").await.unwrap(), 1);
-        assert!(matches!(catalog.rollback(tenant, "flow").await, Err(CatalogError::NothingBefore { .. })));
-        assert_eq!(catalog.snapshot().await.unwrap().active[&(tenant, "flow".to_owned())].version, 1);
+        assert!(matches!(
+            catalog.rollback(tenant, "flow").await,
+            Err(CatalogError::NothingBefore { .. })
+        ));
+        assert_eq!(
+            catalog.snapshot().await.unwrap().active[&(tenant, "flow".to_owned())].version,
+            1
+        );
     }
 
     #[tokio::test]
     async fn a_tenant_takes_its_keys_and_workflows_along() {
         let dir = tempfile::tempdir().unwrap();
         let catalog = catalog(&dir).await;
-        let tenant = catalog.create_tenant("acme", 1, None, None).await.unwrap().id;
-        assert!(matches!(catalog.create_tenant("acme", 1, None, None).await, Err(CatalogError::Exists { .. })));
-        catalog.add_key(tenant, "key_1", "", "rk_1", &[1; 32]).await.unwrap();
-        catalog.add_key(tenant, "key_2", "", "rk_2", &[2; 32]).await.unwrap();
+        let tenant = catalog
+            .create_tenant("acme", 1, None, None)
+            .await
+            .unwrap()
+            .id;
+        assert!(matches!(
+            catalog.create_tenant("acme", 1, None, None).await,
+            Err(CatalogError::Exists { .. })
+        ));
+        catalog
+            .add_key(tenant, "key_1", "", "rk_1", &[1; 32])
+            .await
+            .unwrap();
+        catalog
+            .add_key(tenant, "key_2", "", "rk_2", &[2; 32])
+            .await
+            .unwrap();
         catalog.revoke_key(tenant, "key_1").await.unwrap();
         assert!(catalog.revoke_key(tenant, "key_1").await.is_err());
         assert_eq!(catalog.snapshot().await.unwrap().keys, [([2; 32], tenant)]);
-        catalog.add_version(tenant, "flow", "d", 1, "{}").await.unwrap();
+        catalog
+            .add_version(tenant, "flow", "d", 1, "{}")
+            .await
+            .unwrap();
         catalog.activate(tenant, "flow", 1).await.unwrap();
         catalog.delete_tenant("acme").await.unwrap();
         let snapshot = catalog.snapshot().await.unwrap();
-        assert!(snapshot.tenants.is_empty() && snapshot.keys.is_empty() && snapshot.active.is_empty());
+        assert!(
+            snapshot.tenants.is_empty() && snapshot.keys.is_empty() && snapshot.active.is_empty()
+        );
         assert!(catalog.digests().await.unwrap().is_empty());
-        let next = catalog.create_tenant("acme", 1, None, None).await.unwrap().id;
+        let next = catalog
+            .create_tenant("acme", 1, None, None)
+            .await
+            .unwrap()
+            .id;
         assert_ne!(next, tenant, "an id is never used twice");
     }
 
@@ -505,9 +602,14 @@ mod tests {
     async fn a_database_of_a_later_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let first = catalog(&dir).await;
-        sqlx::raw_sql("PRAGMA user_version = 9").execute(&first.pool).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 9")
+            .execute(&first.pool)
+            .await
+            .unwrap();
         first.close().await;
-        let error = Catalog::open(&dir.path().join("registry.sqlite")).await.unwrap_err();
+        let error = Catalog::open(&dir.path().join("registry.sqlite"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, CatalogError::Newer { found: 9 }));
     }
 }

@@ -36,8 +36,16 @@ pub(super) struct Call {
 
 impl Call {
     /// Runs to the end, or until cancelled; returns the last frame.
-    pub(super) async fn run(mut self, admission: Admission, cancelled: oneshot::Receiver<()>) -> Value {
-        let (id, app, tenant) = (self.id.clone(), Arc::clone(&self.app), Arc::clone(&self.tenant));
+    pub(super) async fn run(
+        mut self,
+        admission: Admission,
+        cancelled: oneshot::Receiver<()>,
+    ) -> Value {
+        let (id, app, tenant) = (
+            self.id.clone(),
+            Arc::clone(&self.app),
+            Arc::clone(&self.tenant),
+        );
         // Dropping the call is hanging up on its component, which frees everything it holds.
         let (last, status) = tokio::select! {
             biased;
@@ -47,7 +55,10 @@ impl Call {
                 Err(error) => (frame::error(&id, &error), error.status.as_str().to_owned()),
             },
         };
-        app.metrics.requests.with_label_values(&[tenant.row.name.as_str(), ROUTE, &status]).inc();
+        app.metrics
+            .requests
+            .with_label_values(&[tenant.row.name.as_str(), ROUTE, &status])
+            .inc();
         last
     }
 
@@ -65,11 +76,25 @@ impl Call {
     async fn generate(&mut self, admission: Admission) -> ApiResult<Value> {
         let mut params = std::mem::take(&mut self.params);
         if let (Some(fields), Some(first)) = (params.as_object_mut(), self.app.models.first()) {
-            fields.entry("model").or_insert_with(|| first.name.clone().into());
+            fields
+                .entry("model")
+                .or_insert_with(|| first.name.clone().into());
         }
         let streams = params["stream"] != false;
-        let parse = if self.function == "chat" { chat::parse } else { completions::parse };
-        let (Common { model, policy, choices, .. }, kind) = parse(&params)?;
+        let parse = if self.function == "chat" {
+            chat::parse
+        } else {
+            completions::parse
+        };
+        let (
+            Common {
+                model,
+                policy,
+                choices,
+                ..
+            },
+            kind,
+        ) = parse(&params)?;
         let target = route::resolve(&self.app, &self.tenant, &model, &kind).await?;
         let answer = self.start(&target, kind, policy, choices, admission)?;
         let mut data = json!({"model": model});
@@ -115,8 +140,12 @@ impl Call {
     }
 
     async fn call_function(&mut self, admission: Admission) -> ApiResult<Value> {
-        let (target, name) = route::resolve_function(&self.app, &self.tenant, &self.function).await?;
-        let kind = RequestKind::Function { name: name.to_owned(), parameters_json: self.params.to_string() };
+        let (target, name) =
+            route::resolve_function(&self.app, &self.tenant, &self.function).await?;
+        let kind = RequestKind::Function {
+            name: name.to_owned(),
+            parameters_json: self.params.to_string(),
+        };
         let mut answer = self.start(&target, kind, Policy::default(), 1, admission)?;
         let mut last = Value::Null;
         loop {
@@ -148,33 +177,42 @@ impl Call {
         admission: Admission,
     ) -> ApiResult<Answer> {
         let id = format!("req_{}", crate::auth::random_hex::<12>());
-        let call = answer::Call { id, kind, policy, choices, started: Instant::now(), route: ROUTE };
+        let call = answer::Call {
+            id,
+            kind,
+            policy,
+            choices,
+            started: Instant::now(),
+            route: ROUTE,
+        };
         Answer::start(&self.app, &self.tenant, target, call, admission)
     }
 
     /// Waits while the client is behind, and with it the component.
     async fn send(&self, data: &Value) -> ApiResult<()> {
         let frame = Message::text(frame::streaming(&self.id, data).to_string());
-        self.out.send(frame).await.map_err(|_| ApiError::invalid("the client is gone"))
+        self.out
+            .send(frame)
+            .await
+            .map_err(|_| ApiError::invalid("the client is gone"))
     }
 }
 
 /// Every function this tenant can call, with its parameters.
 fn metadata(app: &App, tenant: &TenantEntry) -> Value {
-    let schema = |properties: Value, required: &[&str]| {
-        json!({"type": "object", "properties": properties, "required": required})
-    };
+    let schema = |properties: Value, required: &[&str]| json!({"type": "object", "properties": properties, "required": required});
     let nothing = schema(json!({}), &[]);
     let text = json!({"type": "string"});
-    let function = |name: &str, description: &str, parameters: Value| {
-        json!({"name": name, "description": description, "parameters": parameters})
-    };
+    let function = |name: &str, description: &str, parameters: Value| json!({"name": name, "description": description, "parameters": parameters});
     let sampling = json!({"type": "number"});
     let mut functions = vec![
         function(
             "generate",
             "Continues a text. Takes what POST /v1/completions takes; streams unless stream is false.",
-            schema(json!({"model": text, "prompt": text, "max_tokens": sampling, "temperature": sampling}), &["prompt"]),
+            schema(
+                json!({"model": text, "prompt": text, "max_tokens": sampling, "temperature": sampling}),
+                &["prompt"],
+            ),
         ),
         function(
             "chat",
@@ -184,15 +222,22 @@ fn metadata(app: &App, tenant: &TenantEntry) -> Value {
                 &["messages"],
             ),
         ),
-        function("models", "Lists the models and workflows there are.", nothing.clone()),
+        function(
+            "models",
+            "Lists the models and workflows there are.",
+            nothing.clone(),
+        ),
         function("health", "Says that the server is there.", nothing.clone()),
         function("metadata", "Lists the functions there are.", nothing),
     ];
     for version in tenant.active.values() {
-        let exported = route::description(version).functions.into_iter().map(|exported| {
-            let name = format!("{}.{}", version.workflow, exported.name);
-            function(&name, &exported.description, exported.parameters)
-        });
+        let exported = route::description(version)
+            .functions
+            .into_iter()
+            .map(|exported| {
+                let name = format!("{}.{}", version.workflow, exported.name);
+                function(&name, &exported.description, exported.parameters)
+            });
         functions.extend(exported);
     }
     json!({"tenant": tenant.row.name, "functions": functions, "models": models::list(app, tenant)["data"]})

@@ -27,15 +27,30 @@ pub(super) enum Frame {
     },
 }
 
+/// What is wrong with a frame.
+#[derive(Debug)]
+pub(super) struct NoFrame {
+    /// Its id where it has a good one, else `null`.
+    pub(super) id: Value,
+    /// What is wrong.
+    pub(super) error: ApiError,
+}
+
 /// Ids are repeated in every frame.
 const ID_BYTES_MAX: usize = 128;
 
 /// Reads a frame.
 ///
 /// # Errors
-/// What is wrong with it, and its id where it has a good one, else `null`.
-pub(super) fn parse(text: &str) -> Result<Frame, (Value, ApiError)> {
-    let wrong = |id: &Value, what: &str| Err((id.clone(), ApiError::invalid(what)));
+/// What is wrong with it.
+pub(super) fn parse(text: &str) -> Result<Frame, Box<NoFrame>> {
+    let wrong = |id: &Value, what: &str| {
+        let error = ApiError::invalid(what);
+        Err(Box::new(NoFrame {
+            id: id.clone(),
+            error,
+        }))
+    };
     let mut frame: Value = match serde_json::from_str(text) {
         Ok(frame @ Value::Object(_)) => frame,
         Ok(_) => return wrong(&Value::Null, "a frame must be a JSON object"),
@@ -43,22 +58,38 @@ pub(super) fn parse(text: &str) -> Result<Frame, (Value, ApiError)> {
     };
     if frame["type"] == "auth" {
         return match frame["api_key"].as_str() {
-            Some(key) => Ok(Frame::Auth { api_key: key.to_owned() }),
+            Some(key) => Ok(Frame::Auth {
+                api_key: key.to_owned(),
+            }),
             None => wrong(&Value::Null, "api_key: must be a string"),
         };
     }
     let id = match frame["id"].take() {
         Value::String(id) if id.len() <= ID_BYTES_MAX => Value::String(id),
         Value::Number(id) if id.is_u64() || id.is_i64() => Value::Number(id),
-        _ => return wrong(&Value::Null, "id: must be a whole number or a string of 128 bytes at most"),
+        _ => {
+            return wrong(
+                &Value::Null,
+                "id: must be a whole number or a string of 128 bytes at most",
+            );
+        }
     };
     if frame["cancel"] == true {
         return Ok(Frame::Cancel { id });
     }
-    match (frame["function"].take(), frame.get_mut("params").map(Value::take)) {
+    match (
+        frame["function"].take(),
+        frame.get_mut("params").map(Value::take),
+    ) {
         (Value::String(function), params) => {
-            let params = params.filter(|params| !params.is_null()).unwrap_or_else(|| json!({}));
-            Ok(Frame::Call { id, function, params })
+            let params = params
+                .filter(|params| !params.is_null())
+                .unwrap_or_else(|| json!({}));
+            Ok(Frame::Call {
+                id,
+                function,
+                params,
+            })
         }
         _ => wrong(&id, "function: must be a string"),
     }
@@ -90,13 +121,31 @@ mod tests {
 
     #[test]
     fn frames_are_read() {
-        let call = |id: Value, params: Value| Frame::Call { id, function: "chat".to_owned(), params };
+        let call = |id: Value, params: Value| Frame::Call {
+            id,
+            function: "chat".to_owned(),
+            params,
+        };
         for (text, frame) in [
-            (r#"{"type":"auth","api_key":"rk_1"}"#, Frame::Auth { api_key: "rk_1".to_owned() }),
-            (r#"{"id":"a","function":"chat","params":{"n":1}}"#, call(json!("a"), json!({"n": 1}))),
+            (
+                r#"{"type":"auth","api_key":"rk_1"}"#,
+                Frame::Auth {
+                    api_key: "rk_1".to_owned(),
+                },
+            ),
+            (
+                r#"{"id":"a","function":"chat","params":{"n":1}}"#,
+                call(json!("a"), json!({"n": 1})),
+            ),
             (r#"{"id":7,"function":"chat"}"#, call(json!(7), json!({}))),
-            (r#"{"id":7,"function":"chat","params":null}"#, call(json!(7), json!({}))),
-            (r#"{"id":"a","cancel":true}"#, Frame::Cancel { id: json!("a") }),
+            (
+                r#"{"id":7,"function":"chat","params":null}"#,
+                call(json!(7), json!({})),
+            ),
+            (
+                r#"{"id":"a","cancel":true}"#,
+                Frame::Cancel { id: json!("a") },
+            ),
         ] {
             assert_eq!(parse(text).unwrap(), frame, "{text}");
         }
@@ -117,7 +166,7 @@ mod tests {
             (r#"{"id":"a","function":3}"#, json!("a")),
             (r#"{"id":"a","cancel":false}"#, json!("a")),
         ] {
-            assert_eq!(parse(text).unwrap_err().0, id, "{text}");
+            assert_eq!(parse(text).unwrap_err().id, id, "{text}");
         }
     }
 }
