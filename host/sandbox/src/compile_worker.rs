@@ -58,24 +58,35 @@ pub(crate) async fn run(
         };
         let mut stdout = stdout.take(CODE_BYTES_MAX + 1);
         let mut stderr = stderr.take(REASON_BYTES_MAX);
-        let (_, code_read, _) =
-            tokio::join!(send, stdout.read_to_end(&mut code), stderr.read_to_end(&mut reason));
+        let (_, code_read, _) = tokio::join!(
+            send,
+            stdout.read_to_end(&mut code),
+            stderr.read_to_end(&mut reason)
+        );
         code_read?;
         child.wait().await
     };
     let status = match tokio::time::timeout(Duration::from_millis(wall_ms_max), work).await {
-        Err(_) => return Err(Rejected::TooCostly(format!("it took longer than {wall_ms_max} ms"))),
+        Err(_) => {
+            return Err(Rejected::TooCostly(format!(
+                "it took longer than {wall_ms_max} ms"
+            )));
+        }
         Ok(status) => status.map_err(Rejected::Host)?,
     };
     let reason = printable(&String::from_utf8_lossy(&reason));
     match status.code() {
         Some(0) if code.len() as u64 <= CODE_BYTES_MAX => Ok(code),
-        Some(0) => Err(Rejected::TooCostly(format!("its native code has more than {CODE_BYTES_MAX} bytes"))),
+        Some(0) => Err(Rejected::TooCostly(format!(
+            "its native code has more than {CODE_BYTES_MAX} bytes"
+        ))),
         Some(REFUSED) => Err(Rejected::Malformed(reason)),
         // Killed by a limit of its own, or out of memory, which ends a process in its own way.
         _ => {
             tracing::warn!(%status, reason, "a compile worker ended early");
-            Err(Rejected::TooCostly(format!("it needs more than {memory_bytes_max} bytes or {wall_ms_max} ms")))
+            Err(Rejected::TooCostly(format!(
+                "it needs more than {memory_bytes_max} bytes or {wall_ms_max} ms"
+            )))
         }
     }
 }
@@ -104,11 +115,21 @@ enum Failure {
 }
 
 fn work() -> Result<(), Failure> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse::<u64>().ok())
+    };
     let limit = |resource: Resource, most: Option<u64>| {
         let Some(most) = most else { return Ok(()) };
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
-            .map_err(|error| Failure::Broken(error.into()))
+        setrlimit(
+            resource,
+            Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            },
+        )
+        .map_err(|error| Failure::Broken(error.into()))
     };
     limit(Resource::As, number(MEMORY))?;
     limit(Resource::Cpu, number(CPU))?;
@@ -116,11 +137,18 @@ fn work() -> Result<(), Failure> {
 
     let mut wasm = Vec::new();
     let most = COMPONENT_BYTES_MAX as u64 + 1;
-    io::stdin().lock().take(most).read_to_end(&mut wasm).map_err(Failure::Broken)?;
+    io::stdin()
+        .lock()
+        .take(most)
+        .read_to_end(&mut wasm)
+        .map_err(Failure::Broken)?;
     let refused = |error: wasmtime::Error| Failure::Refused(format!("{error:#}"));
     let engine = Engine::new(&engine_config::compiler())
         .map_err(|error| Failure::Broken(io::Error::other(format!("{error:#}"))))?;
     let code = engine.precompile_component(&wasm).map_err(refused)?;
     let mut stdout = io::stdout().lock();
-    stdout.write_all(&code).and_then(|()| stdout.flush()).map_err(Failure::Broken)
+    stdout
+        .write_all(&code)
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::Broken)
 }

@@ -86,7 +86,12 @@ impl Loader {
         let engine = Engine::new(&engine_config::runner(config.instances_max)).map_err(runtime)?;
         let mut linker = Linker::new(&engine);
         imports::add_to_linker(&mut linker).map_err(runtime)?;
-        Ok(Loader { engine, linker, key: config.cache_key, compilations: Semaphore::new(COMPILATIONS_MAX) })
+        Ok(Loader {
+            engine,
+            linker,
+            key: config.cache_key,
+            compilations: Semaphore::new(COMPILATIONS_MAX),
+        })
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -98,18 +103,25 @@ impl Loader {
         digest.update(MAGIC);
         digest.update(self.compatibility());
         digest.update(wasm_sha256);
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// Runtime version, settings and processor, in eight bytes.
     fn compatibility(&self) -> [u8; 8] {
         let mut hasher = DefaultHasher::new();
-        self.engine.precompile_compatibility_hash().hash(&mut hasher);
+        self.engine
+            .precompile_compatibility_hash()
+            .hash(&mut hasher);
         hasher.finish().to_le_bytes()
     }
 
     fn tag(&self, code: &[u8]) -> Hmac<Sha256> {
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key)
+            .expect("HMAC takes keys of any length");
         mac.update(&self.compatibility());
         mac.update(code);
         mac
@@ -127,17 +139,32 @@ impl Loader {
         let code = self.authentic(artifact)?;
         let component = deserialize(&self.engine, code)?;
         let contract = |error: wasmtime::Error| SandboxError::Contract(format!("{error:#}"));
-        let pre = self.linker.instantiate_pre(&component).and_then(WorkflowPre::new).map_err(contract)?;
-        Ok(Workflow { shared: Arc::new(Shared { name: name.into(), pre, description: OnceLock::new() }) })
+        let pre = self
+            .linker
+            .instantiate_pre(&component)
+            .and_then(WorkflowPre::new)
+            .map_err(contract)?;
+        Ok(Workflow {
+            shared: Arc::new(Shared {
+                name: name.into(),
+                pre,
+                description: OnceLock::new(),
+            }),
+        })
     }
 
     /// The native code of an artifact that this installation made for this runtime.
     fn authentic<'a>(&self, artifact: &'a Artifact) -> Result<Authentic<'a>, SandboxError> {
-        let rest = artifact.0.strip_prefix(MAGIC).ok_or(SandboxError::Artifact("it is of another format"))?;
-        let (tag, code) = rest.split_at_checked(TAG_BYTES).ok_or(SandboxError::Artifact("it is cut off"))?;
-        self.tag(code)
-            .verify_slice(tag)
-            .map_err(|_| SandboxError::Artifact("its tag is not one of this installation and runtime"))?;
+        let rest = artifact
+            .0
+            .strip_prefix(MAGIC)
+            .ok_or(SandboxError::Artifact("it is of another format"))?;
+        let (tag, code) = rest
+            .split_at_checked(TAG_BYTES)
+            .ok_or(SandboxError::Artifact("it is cut off"))?;
+        self.tag(code).verify_slice(tag).map_err(|_| {
+            SandboxError::Artifact("its tag is not one of this installation and runtime")
+        })?;
         Ok(Authentic(code))
     }
 }
@@ -145,26 +172,40 @@ impl Loader {
 /// Native code whose tag has been checked. Only [`Loader::authentic`] makes one.
 struct Authentic<'a>(&'a [u8]);
 
-#[allow(unsafe_code, reason = "loading native code is unsafe by nature; the type of `code` is the evidence")]
+#[allow(
+    unsafe_code,
+    reason = "loading native code is unsafe by nature; the type of `code` is the evidence"
+)]
 fn deserialize(engine: &Engine, code: Authentic<'_>) -> Result<Component, SandboxError> {
     // SAFETY: `deserialize` needs bytes that wasmtime's own compiler has made. Holding `Authentic` proves that a tag
     // over exactly these bytes was verified with the installation's key, and tags are made only in `sign`, only over
     // the output of `precompile_component`. Version, settings and processor are checked by wasmtime as well.
     let component = unsafe { Component::deserialize(engine, code.0) };
     component.map_err(|error| {
-        tracing::error!(error = format!("{error:#}"), "an authentic artifact cannot be loaded");
+        tracing::error!(
+            error = format!("{error:#}"),
+            "an authentic artifact cannot be loaded"
+        );
         SandboxError::Artifact("the runtime refuses it")
     })
 }
 
 /// Checks and compiles an upload, and tries that the result can be loaded.
-pub(crate) async fn compile(loader: &Loader, config: &SandboxConfig, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
+pub(crate) async fn compile(
+    loader: &Loader,
+    config: &SandboxConfig,
+    wasm: Vec<u8>,
+) -> Result<Artifact, Rejected> {
     let bytes_max = config.limits.memory_bytes_max;
     let wasm: Arc<[u8]> = wasm.into();
     let checked = Arc::clone(&wasm);
     on_a_thread(move || validate::validate(&checked, bytes_max)).await??;
 
-    let _turn = loader.compilations.acquire().await.map_err(|error| Rejected::Host(std::io::Error::other(error)))?;
+    let _turn = loader
+        .compilations
+        .acquire()
+        .await
+        .map_err(|error| Rejected::Host(std::io::Error::other(error)))?;
     let code = match &config.compiler {
         Compiler::InProcess => {
             let engine = loader.engine.clone();
@@ -172,9 +213,12 @@ pub(crate) async fn compile(loader: &Loader, config: &SandboxConfig, wasm: Vec<u
                 .await?
                 .map_err(|error| Rejected::Malformed(format!("{error:#}")))?
         }
-        Compiler::Child { program, args, memory_bytes_max, wall_ms_max } => {
-            compile_worker::run(program, args, *memory_bytes_max, *wall_ms_max, &wasm).await?
-        }
+        Compiler::Child {
+            program,
+            args,
+            memory_bytes_max,
+            wall_ms_max,
+        } => compile_worker::run(program, args, *memory_bytes_max, *wall_ms_max, &wasm).await?,
     };
     let artifact = loader.sign(&code);
     match loader.load("upload", &artifact) {
@@ -184,6 +228,10 @@ pub(crate) async fn compile(loader: &Loader, config: &SandboxConfig, wasm: Vec<u
     }
 }
 
-async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Rejected> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Rejected::Host(std::io::Error::other(error)))
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Rejected> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Rejected::Host(std::io::Error::other(error)))
 }

@@ -36,10 +36,16 @@ impl SandboxConfig {
     pub(crate) fn check(&self) -> Result<(), SandboxError> {
         let wrong = |what: String| Err(SandboxError::Config(what));
         if self.instances_max == 0 || self.instances_max > 4096 {
-            return wrong(format!("instances_max is {} and must be from 1 to 4096", self.instances_max));
+            return wrong(format!(
+                "instances_max is {} and must be from 1 to 4096",
+                self.instances_max
+            ));
         }
         if self.epoch_tick_ms == 0 || self.epoch_tick_ms > 1000 {
-            return wrong(format!("epoch_tick_ms is {} and must be from 1 to 1000", self.epoch_tick_ms));
+            return wrong(format!(
+                "epoch_tick_ms is {} and must be from 1 to 1000",
+                self.epoch_tick_ms
+            ));
         }
         if self.limits.memory_bytes_max > MEMORY_BYTES_CEILING {
             return wrong(format!(

@@ -74,7 +74,10 @@ pub(crate) struct Metered<F> {
 
 impl<F> Metered<F> {
     pub(crate) fn new(future: F, meter: Arc<CpuMeter>) -> Metered<F> {
-        Metered { future: Box::pin(future), meter }
+        Metered {
+            future: Box::pin(future),
+            meter,
+        }
     }
 }
 
@@ -98,7 +101,8 @@ impl<F: Future> Future for Metered<F> {
 /// Processor time of this thread so far.
 pub(crate) fn thread_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -109,7 +113,10 @@ mod tests {
     #[tokio::test]
     async fn waiting_is_free_and_working_is_not() {
         let meter = CpuMeter::new(50);
-        let waits = Metered::new(tokio::time::sleep(Duration::from_millis(120)), Arc::clone(&meter));
+        let waits = Metered::new(
+            tokio::time::sleep(Duration::from_millis(120)),
+            Arc::clone(&meter),
+        );
         assert!(waits.await.is_ok());
 
         let works = async {

@@ -49,12 +49,19 @@ fn anything() -> serde_json::Value {
 }
 
 /// Asks the component.
-pub(crate) async fn describe(inner: &Inner, workflow: &Workflow, tenant: &Tenant) -> Result<Description, CallError> {
+pub(crate) async fn describe(
+    inner: &Inner,
+    workflow: &Workflow,
+    tenant: &Tenant,
+) -> Result<Description, CallError> {
     let mut tenant = tenant.clone();
     tenant.limits = Limits {
         cpu_ms_max: tenant.limits.cpu_ms_max.min(CPU_MS_MAX),
         wall_ms_max: tenant.limits.wall_ms_max.min(WALL_MS_MAX),
-        hostcall_bytes_max: tenant.limits.hostcall_bytes_max.min(2 * DESCRIPTION_BYTES_MAX),
+        hostcall_bytes_max: tenant
+            .limits
+            .hostcall_bytes_max
+            .min(2 * DESCRIPTION_BYTES_MAX),
         ..tenant.limits
     };
     let wall = Duration::from_millis(tenant.limits.wall_ms_max);
@@ -78,30 +85,44 @@ pub(crate) async fn known(
         return Ok(Arc::clone(description));
     }
     let description = Arc::new(describe(inner, workflow, tenant).await?);
-    Ok(Arc::clone(workflow.description().get_or_init(|| description)))
+    Ok(Arc::clone(
+        workflow.description().get_or_init(|| description),
+    ))
 }
 
 fn parse(text: &str) -> Result<Description, String> {
     if text.len() > DESCRIPTION_BYTES_MAX {
-        return Err(format!("it has {} bytes, at most {DESCRIPTION_BYTES_MAX} are allowed", text.len()));
+        return Err(format!(
+            "it has {} bytes, at most {DESCRIPTION_BYTES_MAX} are allowed",
+            text.len()
+        ));
     }
     let description: Description = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if description.functions.len() > FUNCTIONS_MAX {
-        return Err(format!("{} functions, at most {FUNCTIONS_MAX} are allowed", description.functions.len()));
+        return Err(format!(
+            "{} functions, at most {FUNCTIONS_MAX} are allowed",
+            description.functions.len()
+        ));
     }
     let mut names = BTreeSet::new();
     for function in &description.functions {
         let name = &function.name;
         let starts = name.starts_with(|char: char| char.is_ascii_alphabetic() || char == '_');
-        let goes_on = name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_');
+        let goes_on = name
+            .chars()
+            .all(|char| char.is_ascii_alphanumeric() || char == '_');
         if !starts || !goes_on || name.len() > NAME_BYTES_MAX {
-            return Err(format!("{name:?} is no name for a function: letters, digits and _ are, up to {NAME_BYTES_MAX}"));
+            return Err(format!(
+                "{name:?} is no name for a function: letters, digits and _ are, up to {NAME_BYTES_MAX}"
+            ));
         }
         if !names.insert(name) {
             return Err(format!("two functions are called {name}"));
         }
         if !function.parameters.is_object() {
-            return Err(format!("the parameters of {name} are no JSON Schema object"));
+            return Err(format!(
+                "the parameters of {name} are no JSON Schema object"
+            ));
         }
     }
     if !description.chat && !description.completion && description.functions.is_empty() {
@@ -131,9 +152,21 @@ mod tests {
         check(r#"{"chat": true, "admin": true}"#, Err("unknown field"));
         check(r#"{"functions": [{"name": "a.b"}]}"#, Err("no name"));
         check(r#"{"functions": [{"name": ""}]}"#, Err("no name"));
-        check(r#"{"functions": [{"name": "f"}, {"name": "f"}]}"#, Err("two functions"));
-        check(r#"{"functions": [{"name": "f", "parameters": 7}]}"#, Err("no JSON Schema"));
-        check(&format!("{{\"chat\": true, \"functions\": [{}]}}", "[".repeat(60_000)), Err("recursion"));
+        check(
+            r#"{"functions": [{"name": "f"}, {"name": "f"}]}"#,
+            Err("two functions"),
+        );
+        check(
+            r#"{"functions": [{"name": "f", "parameters": 7}]}"#,
+            Err("no JSON Schema"),
+        );
+        check(
+            &format!(
+                "{{\"functions\": [{{\"name\": \"f\", \"parameters\": {}",
+                "[".repeat(60_000)
+            ),
+            Err("recursion"),
+        );
         check(&"x".repeat(70_000), Err("at most"));
     }
 }

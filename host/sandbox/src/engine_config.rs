@@ -3,8 +3,11 @@
 //! Artifacts are compiled and run under the same settings; only the pool is the runner's alone.
 
 use crate::SandboxError;
+use std::num::NonZeroUsize;
 use std::time::Duration;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
+};
 
 /// The most linear memory a component can be given, and the address space of one memory in the pool. Far below the
 /// 4 GiB a guard region could stand in for, so that compiled code checks its bounds, and does it without speculation.
@@ -22,6 +25,9 @@ const TABLE_ELEMENTS_CEILING: usize = 100_000;
 const WASM_STACK_BYTES: usize = 512 << 10;
 const STACK_BYTES: usize = 2 << 20;
 
+/// Frames of a trap that are looked at: enough to tell a recursion from a call.
+pub(crate) const BACKTRACE_FRAMES: usize = 64;
+
 /// What compiler and runner share.
 fn common() -> Config {
     let mut config = Config::new();
@@ -37,6 +43,7 @@ fn common() -> Config {
         .wasm_custom_page_sizes(false)
         .wasm_wide_arithmetic(false)
         .epoch_interruption(true)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES))
         .max_wasm_stack(WASM_STACK_BYTES)
         .async_stack_size(STACK_BYTES)
         // A stack is reused by the next tenant.

@@ -178,7 +178,9 @@ impl CallError {
     pub fn public(&self) -> String {
         match self {
             CallError::Trap { public } => format!("the workflow failed: {public}"),
-            CallError::CpuBudget { ms } => format!("the workflow used up its processor time of {ms} ms"),
+            CallError::CpuBudget { ms } => {
+                format!("the workflow used up its processor time of {ms} ms")
+            }
             CallError::Deadline { ms } => format!("the workflow did not end within {ms} ms"),
             CallError::MemoryLimit { bytes_max } => {
                 format!("the workflow needs more memory than its limit of {bytes_max} bytes")
@@ -195,9 +197,14 @@ impl CallError {
             }
             CallError::Guest(error) => error.public(),
             CallError::NoFunction { name, available } => {
-                format!("the workflow exports no function {name:?}; it exports: {}", available.join(", "))
+                format!(
+                    "the workflow exports no function {name:?}; it exports: {}",
+                    available.join(", ")
+                )
             }
-            CallError::BadDescription(what) => format!("the workflow describes itself wrongly: {what}"),
+            CallError::BadDescription(what) => {
+                format!("the workflow describes itself wrongly: {what}")
+            }
             CallError::NoReply => "the workflow returned without an answer".to_owned(),
             CallError::Busy { .. } => "every workflow instance is in use".to_owned(),
             CallError::Internal { .. } => "the host failed".to_owned(),
@@ -214,7 +221,9 @@ impl CallError {
     }
 
     pub(crate) fn deadline(after: Duration) -> CallError {
-        CallError::Deadline { ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX) }
+        CallError::Deadline {
+            ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -264,9 +273,8 @@ impl GuestError {
     /// When trying again may help.
     pub fn retry_after_ms(&self) -> Option<u32> {
         match self {
-            GuestError::Quota { retry_after_ms, .. } | GuestError::Overloaded { retry_after_ms, .. } => {
-                Some(*retry_after_ms)
-            }
+            GuestError::Quota { retry_after_ms, .. }
+            | GuestError::Overloaded { retry_after_ms, .. } => Some(*retry_after_ms),
             _ => None,
         }
     }
@@ -275,13 +283,22 @@ impl GuestError {
     pub(crate) fn of_engine(error: EngineError, trace: &str) -> GuestError {
         match error {
             EngineError::Invalid(what) => GuestError::Invalid(what),
-            EngineError::Quota { what, retry_after_ms } => GuestError::Quota { what, retry_after_ms },
-            EngineError::Overloaded { retry_after_ms } => {
-                GuestError::Overloaded { what: "the engine's queue is full".to_owned(), retry_after_ms }
-            }
+            EngineError::Quota {
+                what,
+                retry_after_ms,
+            } => GuestError::Quota {
+                what,
+                retry_after_ms,
+            },
+            EngineError::Overloaded { retry_after_ms } => GuestError::Overloaded {
+                what: "the engine's queue is full".to_owned(),
+                retry_after_ms,
+            },
             EngineError::ContextFull { room } => GuestError::ContextFull(room),
             EngineError::Cancelled => GuestError::Cancelled,
-            EngineError::Stopped => GuestError::Internal(format!("{trace} (the engine has stopped)")),
+            EngineError::Stopped => {
+                GuestError::Internal(format!("{trace} (the engine has stopped)"))
+            }
             EngineError::Internal(detail) => {
                 tracing::error!(trace, detail, "the engine failed");
                 GuestError::Internal(trace.to_owned())

@@ -62,10 +62,20 @@ impl From<GuestError> for Error {
         match error {
             GuestError::Invalid(what) => Error::Invalid(what),
             GuestError::Denied(what) => Error::Denied(what),
-            GuestError::Quota { what, retry_after_ms } => Error::Quota(Retry { what, after_ms: retry_after_ms }),
-            GuestError::Overloaded { what, retry_after_ms } => {
-                Error::Overloaded(Retry { what, after_ms: retry_after_ms })
-            }
+            GuestError::Quota {
+                what,
+                retry_after_ms,
+            } => Error::Quota(Retry {
+                what,
+                after_ms: retry_after_ms,
+            }),
+            GuestError::Overloaded {
+                what,
+                retry_after_ms,
+            } => Error::Overloaded(Retry {
+                what,
+                after_ms: retry_after_ms,
+            }),
             GuestError::ContextFull(room) => Error::ContextFull(room),
             GuestError::Deadline => Error::Deadline,
             GuestError::Cancelled => Error::Cancelled,
@@ -85,11 +95,17 @@ impl From<Error> for GuestError {
             Error::Denied(what) => GuestError::Denied(printable(&what)),
             Error::Quota(wait) => {
                 let (what, retry_after_ms) = retry(wait);
-                GuestError::Quota { what, retry_after_ms }
+                GuestError::Quota {
+                    what,
+                    retry_after_ms,
+                }
             }
             Error::Overloaded(wait) => {
                 let (what, retry_after_ms) = retry(wait);
-                GuestError::Overloaded { what, retry_after_ms }
+                GuestError::Overloaded {
+                    what,
+                    retry_after_ms,
+                }
             }
             Error::ContextFull(room) => GuestError::ContextFull(room),
             Error::Deadline => GuestError::Deadline,
@@ -121,7 +137,9 @@ pub(crate) fn engine_reason(reason: StopReason) -> Result<engine::StopReason, Fa
         StopReason::ContextFull => engine::StopReason::ContextFull,
         StopReason::Cancelled => engine::StopReason::Cancelled,
         StopReason::ToolCall => {
-            return Err(GuestError::Unsupported("ending an answer with tool-call".to_owned()).into());
+            return Err(
+                GuestError::Unsupported("ending an answer with tool-call".to_owned()).into(),
+            );
         }
     })
 }

@@ -3,6 +3,7 @@
 use crate::bindings::Workflow as Bindings;
 use crate::component::Workflow;
 use crate::cpu::{CpuBudgetSpent, Metered};
+use crate::engine_config::BACKTRACE_FRAMES;
 use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
 use crate::log::{LogLevel, LogSink, printable};
 use crate::request::{Request, RequestKind};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use wasmtime::component::{Resource, ResourceTableError};
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, WasmBacktrace};
 
 /// Events on their way to a client. Full, it makes the component wait.
 const EVENTS_MAX: usize = 16;
@@ -65,7 +66,9 @@ impl Invocation {
         self.task = None;
         Some(ReplyEvent::End(ended.unwrap_or_else(|error| {
             tracing::error!(%error, "the task of a call failed");
-            Err(CallError::Internal { detail: error.to_string() })
+            Err(CallError::Internal {
+                detail: error.to_string(),
+            })
         })))
     }
 }
@@ -79,10 +82,18 @@ impl Drop for Invocation {
 }
 
 /// Starts the task of one call.
-pub(crate) fn start(inner: Arc<Inner>, workflow: Workflow, tenant: Tenant, request: Request) -> Invocation {
+pub(crate) fn start(
+    inner: Arc<Inner>,
+    workflow: Workflow,
+    tenant: Tenant,
+    request: Request,
+) -> Invocation {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let task = tokio::spawn(serve(inner, workflow, tenant, request, sender));
-    Invocation { events, task: Some(task) }
+    Invocation {
+        events,
+        task: Some(task),
+    }
 }
 
 /// Runs one call to its end.
@@ -96,13 +107,32 @@ async fn serve(
     request.check(tenant.limits.json_bytes_max)?;
     if let RequestKind::Function { name, .. } = &request.kind {
         let description = describe::known(&inner, &workflow, &tenant).await?;
-        if !description.functions.iter().any(|function| function.name == *name) {
-            let available = description.functions.iter().map(|function| function.name.clone()).collect();
-            return Err(CallError::NoFunction { name: name.clone(), available });
+        if !description
+            .functions
+            .iter()
+            .any(|function| function.name == *name)
+        {
+            let available = description
+                .functions
+                .iter()
+                .map(|function| function.name.clone())
+                .collect();
+            return Err(CallError::NoFunction {
+                name: name.clone(),
+                available,
+            });
         }
     }
-    let wall = request.deadline.min(Duration::from_millis(tenant.limits.wall_ms_max));
-    let call = Call::new(&inner, &workflow, tenant, wall, Some(Exchange::new(request, events)))?;
+    let wall = request
+        .deadline
+        .min(Duration::from_millis(tenant.limits.wall_ms_max));
+    let call = Call::new(
+        &inner,
+        &workflow,
+        tenant,
+        wall,
+        Some(Exchange::new(request, events)),
+    )?;
     let usage = Arc::clone(&call.usage);
     call.run(handle).await?;
     // The store is dropped, so every run has reported.
@@ -110,14 +140,19 @@ async fn serve(
 }
 
 /// Calls `handle` and closes what it left open.
-async fn handle(store: &mut Store<State>, component: Bindings) -> wasmtime::Result<Result<(), CallError>> {
+async fn handle(
+    store: &mut Store<State>,
+    component: Bindings,
+) -> wasmtime::Result<Result<(), CallError>> {
     let request: Resource<RequestHandle> = store.data_mut().table.push(RequestHandle)?;
     let reply: Resource<ReplyHandle> = store.data_mut().table.push(ReplyHandle)?;
     if let Err(error) = component.call_handle(&mut *store, request, reply).await? {
         return Ok(Err(CallError::Guest(error.into())));
     }
     let Some(exchange) = store.data_mut().exchange.as_mut() else {
-        return Ok(Err(CallError::Internal { detail: "a call without a request".to_owned() }));
+        return Ok(Err(CallError::Internal {
+            detail: "a call without a request".to_owned(),
+        }));
     };
     if !exchange.has_answered() {
         return Ok(Err(CallError::NoReply));
@@ -148,7 +183,9 @@ impl<'a> Call<'a> {
     ) -> Result<Call<'a>, CallError> {
         let permit = Arc::clone(&inner.instances)
             .try_acquire_owned()
-            .map_err(|_| CallError::Busy { retry_after_ms: BUSY_RETRY_MS })?;
+            .map_err(|_| CallError::Busy {
+                retry_after_ms: BUSY_RETRY_MS,
+            })?;
         let store = State::store(
             inner.loader.engine(),
             Arc::clone(&inner.hooks),
@@ -158,7 +195,14 @@ impl<'a> Call<'a> {
             Instant::now() + wall,
         );
         let (log, usage) = (store.data().log.clone(), Arc::clone(&store.data().usage));
-        Ok(Call { workflow, store, wall, log, usage, _permit: permit })
+        Ok(Call {
+            workflow,
+            store,
+            wall,
+            log,
+            usage,
+            _permit: permit,
+        })
     }
 
     /// Instantiates and runs `body` under the processor budget and the wall deadline.
@@ -168,7 +212,14 @@ impl<'a> Call<'a> {
         self,
         body: impl AsyncFnOnce(&mut Store<State>, Bindings) -> wasmtime::Result<Result<T, CallError>>,
     ) -> Result<T, CallError> {
-        let Call { workflow, mut store, wall, log, _permit, .. } = self;
+        let Call {
+            workflow,
+            mut store,
+            wall,
+            log,
+            _permit,
+            ..
+        } = self;
         let cpu = Arc::clone(&store.data().cpu);
         let limited = async {
             let component = workflow.pre().instantiate_async(&mut store).await?;
@@ -183,14 +234,36 @@ impl<'a> Call<'a> {
         };
         drop(store);
         if let Err(error) = &result {
-            log.host(LogLevel::Error, &printable(&format!("the call failed: {error}")));
+            log.host(
+                LogLevel::Error,
+                &printable(&format!("the call failed: {error}")),
+            );
         }
         result
     }
 }
 
+/// Compilers put a program's own stack at the start of its memory, so running out of it is an access out of bounds.
+/// Told from others by where it happened: as deep as can be seen, in a function that keeps calling itself.
+fn is_recursion(error: &wasmtime::Error) -> bool {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
+        return false;
+    };
+    let frames = backtrace.frames();
+    let again = |frame: &wasmtime::FrameInfo| {
+        frames
+            .iter()
+            .filter(|other| other.func_index() == frame.func_index())
+            .count()
+            > BACKTRACE_FRAMES / 8
+    };
+    frames.len() >= BACKTRACE_FRAMES && frames.iter().any(again)
+}
+
 fn cpu_budget(state: &State) -> CallError {
-    CallError::CpuBudget { ms: state.tenant.limits.cpu_ms_max }
+    CallError::CpuBudget {
+        ms: state.tenant.limits.cpu_ms_max,
+    }
 }
 
 /// What a trap or a failed host call means. Specific causes first; the rest is a trap with its public name.
@@ -200,13 +273,19 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
         return cpu_budget(state);
     }
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
-        return CallError::Busy { retry_after_ms: BUSY_RETRY_MS };
+        return CallError::Busy {
+            retry_after_ms: BUSY_RETRY_MS,
+        };
     }
     if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
-        return CallError::HandleLimit { handles_max: limits.handles_max };
+        return CallError::HandleLimit {
+            handles_max: limits.handles_max,
+        };
     }
     let trap = error.downcast_ref::<Trap>();
-    if trap == Some(&Trap::StackOverflow) {
+    if trap == Some(&Trap::StackOverflow)
+        || (trap == Some(&Trap::MemoryOutOfBounds) && is_recursion(error))
+    {
         return CallError::StackOverflow;
     }
     // Without memory a program panics, which is a trap like others: the limiter remembers the reason.
@@ -214,20 +293,37 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
         return denied;
     }
     if let Some(trap) = trap {
-        state.log.host(LogLevel::Error, &printable(&format!("trap: {error:?}")));
-        return CallError::Trap { public: trap.to_string() };
+        state
+            .log
+            .host(LogLevel::Error, &printable(&format!("trap: {error:?}")));
+        return CallError::Trap {
+            public: trap.to_string(),
+        };
     }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
-        return CallError::Trap { public: format!("it exited with status {}", exit.0) };
+        return CallError::Trap {
+            public: format!("it exited with status {}", exit.0),
+        };
     }
     let text = format!("{error:#}");
     // wasmtime has no types for these two; a test holds each to its text.
     if text.contains("store handle limit exceeded") {
-        return CallError::HandleLimit { handles_max: limits.handles_max };
+        return CallError::HandleLimit {
+            handles_max: limits.handles_max,
+        };
     }
-    if text.contains("too much data is being copied") || text.contains("fuel allocated for hostcalls") {
-        return CallError::ArgumentLimit { bytes_max: limits.hostcall_bytes_max };
+    if text.contains("too much data is being copied")
+        || text.contains("fuel allocated for hostcalls")
+    {
+        return CallError::ArgumentLimit {
+            bytes_max: limits.hostcall_bytes_max,
+        };
     }
-    state.log.host(LogLevel::Error, &printable(&format!("failed host call: {text}")));
-    CallError::Trap { public: "a call of the host was refused".to_owned() }
+    state.log.host(
+        LogLevel::Error,
+        &printable(&format!("failed host call: {text}")),
+    );
+    CallError::Trap {
+        public: "a call of the host was refused".to_owned(),
+    }
 }

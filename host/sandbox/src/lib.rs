@@ -71,7 +71,14 @@ impl Sandbox {
         let loader = Loader::new(&config)?;
         engine_config::start_ticker(loader.engine(), Duration::from_millis(config.epoch_tick_ms))?;
         let instances = Arc::new(Semaphore::new(config.instances_max as usize));
-        Ok(Sandbox { inner: Arc::new(Inner { loader, config, hooks, instances }) })
+        Ok(Sandbox {
+            inner: Arc::new(Inner {
+                loader,
+                config,
+                hooks,
+                instances,
+            }),
+        })
     }
 
     /// Validates a component and compiles it in a limited process of its own.
@@ -100,12 +107,21 @@ impl Sandbox {
     ///
     /// # Errors
     /// Those of a call; [`CallError::BadDescription`] when it answers with something else.
-    pub async fn describe(&self, workflow: &Workflow, tenant: &Tenant) -> Result<Description, CallError> {
+    pub async fn describe(
+        &self,
+        workflow: &Workflow,
+        tenant: &Tenant,
+    ) -> Result<Description, CallError> {
         describe::describe(&self.inner, workflow, tenant).await
     }
 
     /// Starts one call on the current tokio runtime.
     pub fn invoke(&self, workflow: &Workflow, tenant: &Tenant, request: Request) -> Invocation {
-        invocation::start(Arc::clone(&self.inner), workflow.clone(), tenant.clone(), request)
+        invocation::start(
+            Arc::clone(&self.inner),
+            workflow.clone(),
+            tenant.clone(),
+            request,
+        )
     }
 }

@@ -83,19 +83,32 @@ impl Limiter {
 }
 
 impl ResourceLimiter for Limiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         self.granted = Grant::default();
         if maximum.is_some_and(|maximum| desired > maximum) {
             // The component's own maximum: its business, not a limit of ours.
             return Ok(false);
         }
         let more = desired.saturating_sub(current);
-        if self.bytes.checked_add(more).is_none_or(|sum| sum > self.bytes_max) {
-            self.denied = Some(Denied::Memory { bytes_max: self.bytes_max });
+        if self
+            .bytes
+            .checked_add(more)
+            .is_none_or(|sum| sum > self.bytes_max)
+        {
+            self.denied = Some(Denied::Memory {
+                bytes_max: self.bytes_max,
+            });
             return Ok(false);
         }
         if !self.tenant.take(more) {
-            self.denied = Some(Denied::Memory { bytes_max: self.tenant.bytes_max() });
+            self.denied = Some(Denied::Memory {
+                bytes_max: self.tenant.bytes_max(),
+            });
             return Ok(false);
         }
         self.bytes += more;
@@ -110,14 +123,25 @@ impl ResourceLimiter for Limiter {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         self.granted = Grant::default();
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
         let more = desired.saturating_sub(current);
-        if self.elements.checked_add(more).is_none_or(|sum| sum > self.elements_max) {
-            self.denied = Some(Denied::Table { elements_max: self.elements_max });
+        if self
+            .elements
+            .checked_add(more)
+            .is_none_or(|sum| sum > self.elements_max)
+        {
+            self.denied = Some(Denied::Table {
+                elements_max: self.elements_max,
+            });
             return Ok(false);
         }
         self.elements += more;
@@ -142,7 +166,11 @@ mod tests {
     use super::*;
 
     fn limiter(tenant: &Arc<TenantMemory>, bytes_max: usize) -> Limiter {
-        let limits = Limits { memory_bytes_max: bytes_max, table_elements_max: 10, ..Limits::default() };
+        let limits = Limits {
+            memory_bytes_max: bytes_max,
+            table_elements_max: 10,
+            ..Limits::default()
+        };
         Limiter::new(&limits, Arc::clone(tenant))
     }
 
@@ -175,7 +203,9 @@ mod tests {
         let tenant = Arc::new(TenantMemory::new(100));
         let mut store = limiter(&tenant, 100);
         assert!(store.memory_growing(0, 50, None).unwrap());
-        store.memory_grow_failed(wasmtime::Error::msg("no pages")).unwrap();
+        store
+            .memory_grow_failed(wasmtime::Error::msg("no pages"))
+            .unwrap();
         assert_eq!(tenant.bytes(), 0);
         assert!(!store.table_growing(0, 11, None).unwrap());
         assert!(store.table_growing(0, 10, None).unwrap());

@@ -35,13 +35,24 @@ struct Shared {
 impl LogSink {
     pub(crate) fn new(hooks: Arc<dyn Hooks>, tenant: Tenant, workflow: Arc<str>) -> LogSink {
         let bytes_left = Mutex::new(Some(tenant.limits.log_bytes_max));
-        LogSink { shared: Arc::new(Shared { hooks, tenant, workflow, bytes_left }) }
+        LogSink {
+            shared: Arc::new(Shared {
+                hooks,
+                tenant,
+                workflow,
+                bytes_left,
+            }),
+        }
     }
 
     /// Writes what the component says, as long as its budget lasts.
     pub(crate) fn write(&self, level: LogLevel, message: &str) {
         let line = printable(message);
-        let mut left = self.shared.bytes_left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self
+            .shared
+            .bytes_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match *left {
             None => {}
             // An empty line costs a hook call too.
@@ -53,14 +64,19 @@ impl LogSink {
             Some(_) => {
                 *left = None;
                 drop(left);
-                self.host(LogLevel::Warn, "the log limit of this call is reached: further lines are dropped");
+                self.host(
+                    LogLevel::Warn,
+                    "the log limit of this call is reached: further lines are dropped",
+                );
             }
         }
     }
 
     /// Writes the host's own words, which cost the component nothing.
     pub(crate) fn host(&self, level: LogLevel, line: &str) {
-        self.shared.hooks.log(&self.shared.tenant, &self.shared.workflow, level, line);
+        self.shared
+            .hooks
+            .log(&self.shared.tenant, &self.shared.workflow, level, line);
     }
 }
 
@@ -72,7 +88,11 @@ pub(crate) fn printable(message: &str) -> String {
             line.push('…');
             break;
         }
-        if char.is_control() { line.extend(char.escape_default()) } else { line.push(char) }
+        if char.is_control() {
+            line.extend(char.escape_default())
+        } else {
+            line.push(char)
+        }
     }
     line
 }

@@ -66,21 +66,31 @@ impl Request {
     pub(crate) fn check(&self, json_bytes_max: usize) -> Result<(), CallError> {
         let invalid = |what: String| Err(CallError::Guest(GuestError::Invalid(what)));
         if self.choices == 0 || self.choices > CHOICES_MAX {
-            return invalid(format!("{} choices were asked for, 1 to {CHOICES_MAX} are possible", self.choices));
+            return invalid(format!(
+                "{} choices were asked for, 1 to {CHOICES_MAX} are possible",
+                self.choices
+            ));
         }
         match &self.kind {
             RequestKind::Chat { messages, .. } => {
                 for message in messages {
-                    if !matches!(message.role.as_str(), "system" | "developer" | "user" | "assistant" | "tool") {
+                    if !matches!(
+                        message.role.as_str(),
+                        "system" | "developer" | "user" | "assistant" | "tool"
+                    ) {
                         return invalid(format!("no such role: {:?}", message.role));
                     }
                 }
                 Ok(())
             }
             RequestKind::Completion { .. } => Ok(()),
-            RequestKind::Function { parameters_json, .. } => {
+            RequestKind::Function {
+                parameters_json, ..
+            } => {
                 if parameters_json.len() > json_bytes_max {
-                    return invalid(format!("the parameters are larger than {json_bytes_max} bytes"));
+                    return invalid(format!(
+                        "the parameters are larger than {json_bytes_max} bytes"
+                    ));
                 }
                 match serde_json::from_str::<IgnoredAny>(parameters_json) {
                     Ok(_) => Ok(()),

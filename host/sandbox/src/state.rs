@@ -52,7 +52,10 @@ impl State {
             exchange,
             deadline,
         };
-        let (handles, hostcall_bytes) = (state.tenant.limits.handles_max, state.tenant.limits.hostcall_bytes_max);
+        let (handles, hostcall_bytes) = (
+            state.tenant.limits.handles_max,
+            state.tenant.limits.hostcall_bytes_max,
+        );
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_max_component_handles(handles as usize);
@@ -61,7 +64,10 @@ impl State {
         store.epoch_deadline_callback(move |_| {
             cpu.check_running()?;
             // Others get the thread, and a call that was hung up on ends here.
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+            Ok(UpdateDeadline::YieldCustom(
+                1,
+                Box::pin(tokio::task::yield_now()),
+            ))
         });
         store
     }
@@ -69,18 +75,23 @@ impl State {
     /// A model of the tenant, by name.
     pub(crate) fn client(&self, name: &str) -> Result<Client, GuestError> {
         if self.exchange.is_none() {
-            return Err(GuestError::Denied("models cannot be used while describing".to_owned()));
+            return Err(GuestError::Denied(
+                "models cannot be used while describing".to_owned(),
+            ));
         }
-        self.tenant
-            .models
-            .by_name(name)
-            .cloned()
-            .ok_or_else(|| GuestError::Denied(format!("there is no model {name:?} for this tenant")))
+        self.tenant.models.by_name(name).cloned().ok_or_else(|| {
+            GuestError::Denied(format!("there is no model {name:?} for this tenant"))
+        })
     }
 
     /// The engine's error in the contract's words.
     pub(crate) fn engine_error(&self, error: EngineError) -> GuestError {
-        GuestError::of_engine(error, self.exchange.as_ref().map_or("describe", |exchange| exchange.id()))
+        GuestError::of_engine(
+            error,
+            self.exchange
+                .as_ref()
+                .map_or("describe", |exchange| exchange.id()),
+        )
     }
 
     /// What the call gets to know about a limit it ran into, whatever trap it made of it.
@@ -95,7 +106,10 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
@@ -109,12 +123,14 @@ pub(crate) struct UsageMeter {
 
 impl UsageMeter {
     pub(crate) fn prompt(&self, tokens: usize) {
-        self.prompt.fetch_add(u32::try_from(tokens).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.prompt
+            .fetch_add(u32::try_from(tokens).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     pub(crate) fn run(&self, usage: Usage) {
         self.cached.fetch_add(usage.cached, Ordering::Relaxed);
-        self.completion.fetch_add(usage.completion, Ordering::Relaxed);
+        self.completion
+            .fetch_add(usage.completion, Ordering::Relaxed);
     }
 
     pub(crate) fn total(&self) -> Usage {

@@ -27,7 +27,11 @@ pub struct Tenant {
 
 impl Tenant {
     pub(crate) fn owner(&self) -> Owner {
-        Owner { tenant: self.id, weight: self.weight, kv_blocks_max: self.kv_blocks_max }
+        Owner {
+            tenant: self.id,
+            weight: self.weight,
+            kv_blocks_max: self.kv_blocks_max,
+        }
     }
 }
 
@@ -68,7 +72,10 @@ pub struct TenantMemory {
 impl TenantMemory {
     /// Nothing in use, `bytes_max` at most.
     pub fn new(bytes_max: usize) -> TenantMemory {
-        TenantMemory { bytes: AtomicUsize::new(0), bytes_max }
+        TenantMemory {
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+        }
     }
 
     /// Bytes in use now.
@@ -83,7 +90,9 @@ impl TenantMemory {
 
     pub(crate) fn take(&self, bytes: usize) -> bool {
         let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+        self.bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
     }
 
     pub(crate) fn give_back(&self, bytes: usize) {

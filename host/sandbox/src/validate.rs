@@ -4,7 +4,10 @@
 //! from being expensive; that a component is *valid* is checked here too, that it is *safe* is the runtime's business.
 
 use crate::error::Rejected;
-use wasmparser::{ComponentExternalKind, Encoding, Operator, Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{
+    ComponentExternalKind, ComponentTypeRef, Encoding, Operator, Parser, Payload, TypeBounds,
+    Validator, WasmFeatures,
+};
 
 /// Bytes of one component.
 pub(crate) const COMPONENT_BYTES_MAX: usize = 16 << 20;
@@ -32,15 +35,27 @@ const GRANTED: [&str; 6] = [
     "realm:host/exchange@0.1.0",
     "realm:host/log@0.1.0",
 ];
-const GRANTED_WASI: [&str; 6] =
-    ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/", "wasi:filesystem/", "wasi:sockets/"];
+const GRANTED_WASI: [&str; 6] = [
+    "wasi:cli/",
+    "wasi:io/",
+    "wasi:clocks/",
+    "wasi:random/",
+    "wasi:filesystem/",
+    "wasi:sockets/",
+];
 const WORLD_EXPORTS: [&str; 2] = ["describe", "handle"];
 
 /// Checks an upload. `memory_bytes_max` is what a call may use, so no memory may begin larger.
 pub(crate) fn validate(wasm: &[u8], memory_bytes_max: usize) -> Result<(), Rejected> {
-    at_most("the component's size in bytes", wasm.len() as u64, COMPONENT_BYTES_MAX as u64)?;
+    at_most(
+        "the component's size in bytes",
+        wasm.len() as u64,
+        COMPONENT_BYTES_MAX as u64,
+    )?;
     if !wasm.starts_with(b"\0asm") {
-        return Err(Rejected::Malformed("it does not begin with the magic bytes of WebAssembly".to_owned()));
+        return Err(Rejected::Malformed(
+            "it does not begin with the magic bytes of WebAssembly".to_owned(),
+        ));
     }
     if Parser::is_core_wasm(wasm) {
         return Err(Rejected::Malformed(
@@ -48,16 +63,23 @@ pub(crate) fn validate(wasm: &[u8], memory_bytes_max: usize) -> Result<(), Rejec
                 .to_owned(),
         ));
     }
-    let mut counts = Counts { memory_bytes_max: memory_bytes_max as u64, ..Counts::default() };
+    let mut counts = Counts {
+        memory_bytes_max: memory_bytes_max as u64,
+        ..Counts::default()
+    };
     for payload in Parser::new(0).parse_all(wasm) {
         counts.payload(&payload.map_err(malformed)?)?;
     }
     for name in WORLD_EXPORTS {
         if !counts.exports.iter().any(|export| export == name) {
-            return Err(Rejected::World(format!("it does not export the function {name}")));
+            return Err(Rejected::World(format!(
+                "it does not export the function {name}"
+            )));
         }
     }
-    Validator::new_with_features(features()).validate_all(wasm).map_err(malformed)?;
+    Validator::new_with_features(features())
+        .validate_all(wasm)
+        .map_err(malformed)?;
     Ok(())
 }
 
@@ -77,7 +99,15 @@ fn malformed(error: wasmparser::BinaryReaderError) -> Rejected {
 }
 
 fn at_most(what: &'static str, found: u64, allowed: u64) -> Result<(), Rejected> {
-    if found > allowed { Err(Rejected::TooLarge { what, found, allowed }) } else { Ok(()) }
+    if found > allowed {
+        Err(Rejected::TooLarge {
+            what,
+            found,
+            allowed,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// What has been seen of a component, over all its nested parts.
@@ -108,7 +138,11 @@ impl Counts {
                     Encoding::Component => self.components += 1,
                 }
                 at_most("the number of core modules", self.modules, MODULES_MAX)?;
-                at_most("the number of nested components", self.components, NESTED_COMPONENTS_MAX)?;
+                at_most(
+                    "the number of nested components",
+                    self.components,
+                    NESTED_COMPONENTS_MAX,
+                )?;
             }
             Payload::End(_) => self.depth = self.depth.saturating_sub(1),
 
@@ -117,7 +151,11 @@ impl Counts {
                 // Nested components are given what the outermost one imports.
                 if self.depth == 1 {
                     for import in section.clone() {
-                        granted(import.map_err(malformed)?.name.name)?;
+                        let import = import.map_err(malformed)?;
+                        // A world that names types of its imports imports those names too; they hold no function.
+                        if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
+                            granted(import.name.name)?;
+                        }
                     }
                 }
             }
@@ -150,15 +188,25 @@ impl Counts {
             Payload::MemorySection(section) => {
                 for memory in section.clone() {
                     let memory = memory.map_err(malformed)?;
-                    self.memory_bytes = self.memory_bytes.saturating_add(memory.initial.saturating_mul(64 << 10));
-                    at_most("the initial memory in bytes", self.memory_bytes, self.memory_bytes_max)?;
+                    self.memory_bytes = self
+                        .memory_bytes
+                        .saturating_add(memory.initial.saturating_mul(64 << 10));
+                    at_most(
+                        "the initial memory in bytes",
+                        self.memory_bytes,
+                        self.memory_bytes_max,
+                    )?;
                 }
             }
             Payload::TableSection(section) => {
                 for table in section.clone() {
                     let initial = table.map_err(malformed)?.ty.initial;
                     self.table_elements = self.table_elements.saturating_add(initial);
-                    at_most("the number of table elements", self.table_elements, TABLE_ELEMENTS_MAX)?;
+                    at_most(
+                        "the number of table elements",
+                        self.table_elements,
+                        TABLE_ELEMENTS_MAX,
+                    )?;
                 }
             }
             Payload::ElementSection(section) => self.segments(section.count())?,
@@ -166,12 +214,20 @@ impl Counts {
                 self.segments(section.count())?;
                 for data in section.clone() {
                     self.data_bytes += data.map_err(malformed)?.data.len() as u64;
-                    at_most("the size of all data segments", self.data_bytes, DATA_BYTES_MAX)?;
+                    at_most(
+                        "the size of all data segments",
+                        self.data_bytes,
+                        DATA_BYTES_MAX,
+                    )?;
                 }
             }
             Payload::CodeSectionEntry(body) => check_body(body)?,
             Payload::CustomSection(section) => {
-                at_most("the size of a custom section", section.data().len() as u64, CUSTOM_BYTES_MAX)?;
+                at_most(
+                    "the size of a custom section",
+                    section.data().len() as u64,
+                    CUSTOM_BYTES_MAX,
+                )?;
             }
             _ => {}
         }
@@ -185,7 +241,11 @@ impl Counts {
 
     fn entries(&mut self, count: u32) -> Result<(), Rejected> {
         self.entries += u64::from(count);
-        at_most("the number of imports, exports, aliases and instances", self.entries, ENTRIES_MAX)
+        at_most(
+            "the number of imports, exports, aliases and instances",
+            self.entries,
+            ENTRIES_MAX,
+        )
     }
 
     fn segments(&mut self, count: u32) -> Result<(), Rejected> {
@@ -199,13 +259,20 @@ fn granted(name: &str) -> Result<(), Rejected> {
     if wasi || GRANTED.contains(&name) {
         return Ok(());
     }
-    Err(Rejected::Import { name: crate::log::printable(name), granted: format!("{} and wasi 0.2", GRANTED.join(", ")) })
+    Err(Rejected::Import {
+        name: crate::log::printable(name),
+        granted: format!("{} and wasi 0.2", GRANTED.join(", ")),
+    })
 }
 
 /// One function: what makes compilers slow is in here.
 fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Rejected> {
     let range = body.range();
-    at_most("the size of a function in bytes", (range.end - range.start) as u64, BODY_BYTES_MAX)?;
+    at_most(
+        "the size of a function in bytes",
+        (range.end - range.start) as u64,
+        BODY_BYTES_MAX,
+    )?;
     let mut locals = 0;
     for local in body.get_locals_reader().map_err(malformed)? {
         locals += u64::from(local.map_err(malformed)?.0);
@@ -220,7 +287,11 @@ fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Rejected> {
             }
             Operator::End => depth = depth.saturating_sub(1),
             Operator::BrTable { targets } => {
-                at_most("the number of a branch table's targets", u64::from(targets.len()), BRANCH_TABLE_MAX)?;
+                at_most(
+                    "the number of a branch table's targets",
+                    u64::from(targets.len()),
+                    BRANCH_TABLE_MAX,
+                )?;
             }
             _ => {}
         }

@@ -24,10 +24,18 @@ pub(crate) fn inert(log: &LogSink) -> WasiCtx {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES_MAX)
-        .monotonic_clock(CoarseMonotonic { start: Instant::now() })
+        .monotonic_clock(CoarseMonotonic {
+            start: Instant::now(),
+        })
         .wall_clock(CoarseWall)
-        .stdout(LogStream { log: log.clone(), level: LogLevel::Info })
-        .stderr(LogStream { log: log.clone(), level: LogLevel::Warn })
+        .stdout(LogStream {
+            log: log.clone(),
+            level: LogLevel::Info,
+        })
+        .stderr(LogStream {
+            log: log.clone(),
+            level: LogLevel::Warn,
+        })
         .build()
 }
 
@@ -59,7 +67,11 @@ impl HostWallClock for CoarseWall {
     }
 
     fn now(&self) -> Duration {
-        coarse(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+        coarse(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+        )
     }
 }
 
@@ -76,7 +88,11 @@ impl IsTerminal for LogStream {
 
 impl StdoutStream for LogStream {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(LineWriter { log: self.log.clone(), level: self.level, line: Vec::new() })
+        Box::new(LineWriter {
+            log: self.log.clone(),
+            level: self.level,
+            line: Vec::new(),
+        })
     }
 }
 
@@ -90,14 +106,19 @@ struct LineWriter {
 impl LineWriter {
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            self.log.write(self.level, &String::from_utf8_lossy(&self.line));
+            self.log
+                .write(self.level, &String::from_utf8_lossy(&self.line));
             self.line.clear();
         }
     }
 }
 
 impl AsyncWrite for LineWriter {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         for &byte in bytes {
             if byte == b'\n' || self.line.len() >= LINE_BYTES_MAX {
                 self.end_line();

@@ -2,7 +2,10 @@
 //!
 //! This test is its own worker: called with `worker` it is one. Hence no test harness.
 
-use realm_sandbox::{CallError, Compiler, Hooks, Limits, LogLevel, Rejected, Sandbox, SandboxConfig, Tenant, TenantMemory};
+use realm_sandbox::{
+    CallError, Compiler, Hooks, Limits, LogLevel, Rejected, Sandbox, SandboxConfig, Tenant,
+    TenantMemory,
+};
 use std::sync::Arc;
 
 struct Quiet;
@@ -28,12 +31,29 @@ fn main() {
 
 fn sandbox(memory_bytes_max: u64, wall_ms_max: u64) -> Sandbox {
     let program = std::env::current_exe().unwrap();
-    let compiler = Compiler::Child { program, args: vec!["worker".into()], memory_bytes_max, wall_ms_max };
-    Sandbox::new(SandboxConfig { compiler, instances_max: 4, ..SandboxConfig::default() }, Arc::new(Quiet)).unwrap()
+    let compiler = Compiler::Child {
+        program,
+        args: vec!["worker".into()],
+        memory_bytes_max,
+        wall_ms_max,
+    };
+    Sandbox::new(
+        SandboxConfig {
+            compiler,
+            instances_max: 4,
+            ..SandboxConfig::default()
+        },
+        Arc::new(Quiet),
+    )
+    .unwrap()
 }
 
 fn passthrough() -> Vec<u8> {
-    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tenants/prebuilt/passthrough.wasm")).unwrap()
+    std::fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tenants/prebuilt/passthrough.wasm"
+    ))
+    .unwrap()
 }
 
 async fn what_a_worker_compiles_can_be_described() {
@@ -54,13 +74,19 @@ async fn what_a_worker_compiles_can_be_described() {
 }
 
 async fn a_worker_without_memory_is_a_refusal() {
-    let refused = sandbox(48 << 20, 60_000).compile(passthrough()).await;
-    assert!(matches!(refused, Err(Rejected::TooCostly(_))), "{refused:?}");
+    let refused = sandbox(8 << 20, 60_000).compile(passthrough()).await;
+    assert!(
+        matches!(refused, Err(Rejected::TooCostly(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_worker_without_time_is_a_refusal() {
     let refused = sandbox(2 << 30, 1).compile(passthrough()).await;
-    assert!(matches!(refused, Err(Rejected::TooCostly(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Rejected::TooCostly(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_missing_worker_is_the_hosts_fault() {
@@ -70,8 +96,15 @@ async fn a_missing_worker_is_the_hosts_fault() {
         memory_bytes_max: 1 << 30,
         wall_ms_max: 1000,
     };
-    let sandbox =
-        Sandbox::new(SandboxConfig { compiler, instances_max: 1, ..SandboxConfig::default() }, Arc::new(Quiet)).unwrap();
+    let sandbox = Sandbox::new(
+        SandboxConfig {
+            compiler,
+            instances_max: 1,
+            ..SandboxConfig::default()
+        },
+        Arc::new(Quiet),
+    )
+    .unwrap();
     let refused = sandbox.compile(passthrough()).await;
     assert!(matches!(refused, Err(Rejected::Host(_))), "{refused:?}");
 }

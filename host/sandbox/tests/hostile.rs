@@ -10,11 +10,20 @@ use std::time::{Duration, Instant};
 
 /// Small budgets, so that the tests are quick. The wall is far off: where it is hit, a test says so.
 fn limits() -> Limits {
-    Limits { memory_bytes_max: 16 << 20, cpu_ms_max: 200, wall_ms_max: 20_000, ..Limits::default() }
+    Limits {
+        memory_bytes_max: 16 << 20,
+        cpu_ms_max: 200,
+        wall_ms_max: 20_000,
+        ..Limits::default()
+    }
 }
 
 /// Runs a guest beside a neighbour and returns how it ended, and what was logged.
-async fn run(name: &str, limits: Limits, request: Request) -> (Vec<ReplyEvent>, Vec<(LogLevel, String)>) {
+async fn run(
+    name: &str,
+    limits: Limits,
+    request: Request,
+) -> (Vec<ReplyEvent>, Vec<(LogLevel, String)>) {
     let world = World::new();
     let neighbour = Neighbour::start(&world).await;
     let workflow = world.load(guest(name)).await;
@@ -36,7 +45,11 @@ async fn run(name: &str, limits: Limits, request: Request) -> (Vec<ReplyEvent>, 
 /// Runs a guest's chat and compares how it ended.
 async fn check(name: &str, limits: Limits, expected: CallError) {
     let (events, lines) = run(name, limits, chat("hello", Policy::default())).await;
-    assert_eq!(events.last(), Some(&ReplyEvent::End(Err(expected))), "{name}: {lines:?}");
+    assert_eq!(
+        events.last(),
+        Some(&ReplyEvent::End(Err(expected))),
+        "{name}: {lines:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,33 +66,65 @@ async fn a_flood_of_host_calls_is_charged_as_processor_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_ends_at_its_limit() {
-    check("allocate_forever", limits(), CallError::MemoryLimit { bytes_max: 16 << 20 }).await;
+    check(
+        "allocate_forever",
+        limits(),
+        CallError::MemoryLimit {
+            bytes_max: 16 << 20,
+        },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recursion_ends_with_the_guests_stack() {
+    check("recurse_flat", limits(), CallError::StackOverflow).await;
     check("recurse_forever", limits(), CallError::StackOverflow).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_is_a_trap_and_its_message_is_logged() {
     let (events, lines) = run("trap", limits(), chat("hello", Policy::default())).await;
-    assert!(matches!(events.last(), Some(ReplyEvent::End(Err(CallError::Trap { .. })))), "{events:?}");
-    assert!(lines.iter().any(|(_, line)| line.contains("the guest gives up")), "{lines:?}");
+    assert!(
+        matches!(
+            events.last(),
+            Some(ReplyEvent::End(Err(CallError::Trap { .. })))
+        ),
+        "{events:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|(_, line)| line.contains("the guest gives up")),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_nobody_reads_ends_with_the_deadline() {
-    let limits = Limits { cpu_ms_max: 20_000, wall_ms_max: 400, ..limits() };
+    let limits = Limits {
+        cpu_ms_max: 20_000,
+        wall_ms_max: 400,
+        ..limits()
+    };
     check("never_read", limits, CallError::Deadline { ms: 400 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clients_deadline_counts_when_it_is_the_shorter_one() {
-    let limits = Limits { cpu_ms_max: 20_000, ..limits() };
-    let request = Request { deadline: Duration::from_millis(300), ..chat("hello", Policy::default()) };
+    let limits = Limits {
+        cpu_ms_max: 20_000,
+        ..limits()
+    };
+    let request = Request {
+        deadline: Duration::from_millis(300),
+        ..chat("hello", Policy::default())
+    };
     let (events, _) = run("loop_forever", limits, request).await;
-    assert_eq!(events, [ReplyEvent::End(Err(CallError::Deadline { ms: 300 }))]);
+    assert_eq!(
+        events,
+        [ReplyEvent::End(Err(CallError::Deadline { ms: 300 }))]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,30 +134,71 @@ async fn silence_is_no_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forks_are_counted() {
-    let limits = Limits { handles_max: 100, cpu_ms_max: 10_000, ..limits() };
-    check("fork_bomb", limits, CallError::HandleLimit { handles_max: 100 }).await;
+    let limits = Limits {
+        handles_max: 100,
+        cpu_ms_max: 10_000,
+        ..limits()
+    };
+    check(
+        "fork_bomb",
+        limits,
+        CallError::HandleLimit { handles_max: 100 },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handles_are_counted() {
-    let limits = Limits { handles_max: 100, ..limits() };
-    check("handle_flood", limits, CallError::HandleLimit { handles_max: 100 }).await;
+    let limits = Limits {
+        handles_max: 100,
+        ..limits()
+    };
+    check(
+        "handle_flood",
+        limits,
+        CallError::HandleLimit { handles_max: 100 },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_log_lines_is_cut_and_the_cut_is_noted() {
-    let limits = Limits { log_bytes_max: 10_000, ..limits() };
+    let limits = Limits {
+        log_bytes_max: 10_000,
+        ..limits()
+    };
     let (events, lines) = run("log_flood", limits, chat("hello", Policy::default())).await;
-    assert_eq!(events, [ReplyEvent::End(Err(CallError::CpuBudget { ms: 200 }))]);
-    let written = lines.iter().filter(|(_, line)| line.starts_with("xxx")).count();
+    assert_eq!(
+        events,
+        [ReplyEvent::End(Err(CallError::CpuBudget { ms: 200 }))]
+    );
+    let written = lines
+        .iter()
+        .filter(|(_, line)| line.starts_with("xxx"))
+        .count();
     assert_eq!(written, 9, "{} lines", lines.len());
-    assert_eq!(lines.iter().filter(|(_, line)| line.contains("dropped")).count(), 1);
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|(_, line)| line.contains("dropped"))
+            .count(),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_huge_string_is_refused_before_it_is_copied() {
-    let limits = Limits { memory_bytes_max: 200 << 20, cpu_ms_max: 10_000, ..limits() };
-    check("huge_string", limits, CallError::ArgumentLimit { bytes_max: 4 << 20 }).await;
+    let limits = Limits {
+        memory_bytes_max: 200 << 20,
+        cpu_ms_max: 10_000,
+        ..limits()
+    };
+    check(
+        "huge_string",
+        limits,
+        CallError::ArgumentLimit { bytes_max: 4 << 20 },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,22 +206,40 @@ async fn a_client_that_does_not_read_stops_the_writer_until_the_deadline() {
     let world = World::new();
     let neighbour = Neighbour::start(&world).await;
     let workflow = world.load(guest("write_forever")).await;
-    let tenant = world.tenant(1, Limits { wall_ms_max: 400, ..limits() });
-    let invocation = world.sandbox.invoke(&workflow, &tenant, chat("hello", Policy::default()));
+    let tenant = world.tenant(
+        1,
+        Limits {
+            wall_ms_max: 400,
+            ..limits()
+        },
+    );
+    let invocation = world
+        .sandbox
+        .invoke(&workflow, &tenant, chat("hello", Policy::default()));
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(300) || tenant.memory.bytes() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let events = collect(invocation).await;
-    assert!(events.len() <= 17, "{} events were kept for a client that does not read", events.len());
-    assert_eq!(events.last(), Some(&ReplyEvent::End(Err(CallError::Deadline { ms: 400 }))));
+    assert!(
+        events.len() <= 17,
+        "{} events were kept for a client that does not read",
+        events.len()
+    );
+    assert_eq!(
+        events.last(),
+        Some(&ReplyEvent::End(Err(CallError::Deadline { ms: 400 })))
+    );
     neighbour.is_well(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_use_is_a_typed_error_each_time() {
     let (events, lines) = run("use_after_end", limits(), chat("hello", Policy::default())).await;
-    assert!(matches!(events.last(), Some(ReplyEvent::End(Ok(_)))), "{events:?} {lines:?}");
+    assert!(
+        matches!(events.last(), Some(ReplyEvent::End(Ok(_)))),
+        "{events:?} {lines:?}"
+    );
     assert_eq!(common::text(&events, 0), "said");
 }
 
@@ -144,9 +248,15 @@ async fn hanging_up_frees_everything() {
     let world = World::new();
     for name in ["never_read", "loop_forever", "fork_bomb"] {
         let workflow = world.load(guest(name)).await;
-        let limits = Limits { cpu_ms_max: 20_000, handles_max: 100_000, ..limits() };
+        let limits = Limits {
+            cpu_ms_max: 20_000,
+            handles_max: 100_000,
+            ..limits()
+        };
         let tenant = world.tenant(1, limits);
-        let invocation = world.sandbox.invoke(&workflow, &tenant, chat("hello", Policy::default()));
+        let invocation = world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("hello", Policy::default()));
         while tenant.memory.bytes() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -169,7 +279,10 @@ async fn describing_has_budgets_too() {
     assert_eq!(described, Err(CallError::CpuBudget { ms: 200 }));
     let workflow = world.load(guest("bad_describe")).await;
     let described = world.sandbox.describe(&workflow, &tenant).await;
-    assert!(matches!(described, Err(CallError::BadDescription(_))), "{described:?}");
+    assert!(
+        matches!(described, Err(CallError::BadDescription(_))),
+        "{described:?}"
+    );
     assert_eq!(tenant.memory.bytes(), 0);
 }
 
@@ -179,10 +292,14 @@ async fn tenants_memory_is_one_sum_over_its_calls() {
     let workflow = world.load(guest("loop_forever")).await;
     let mut tenant = world.tenant(1, limits());
     tenant.memory = std::sync::Arc::new(realm_sandbox::TenantMemory::new(1 << 20));
-    let small = world.sandbox.invoke(&workflow, &tenant, chat("hello", Policy::default()));
+    let small = world
+        .sandbox
+        .invoke(&workflow, &tenant, chat("hello", Policy::default()));
     assert_eq!(
         collect(small).await,
-        [ReplyEvent::End(Err(CallError::MemoryLimit { bytes_max: 1 << 20 }))],
+        [ReplyEvent::End(Err(CallError::MemoryLimit {
+            bytes_max: 1 << 20
+        }))],
         "a guest begins with more than a megabyte"
     );
     assert_eq!(tenant.memory.bytes(), 0);
@@ -194,8 +311,11 @@ async fn what_is_no_workflow_is_refused_at_upload() {
     let refused = async |wasm: Vec<u8>| world.sandbox.compile(wasm).await.unwrap_err();
 
     let error = refused(guest("ungranted_import")).await;
-    assert!(matches!(&error, Rejected::Import { name, .. } if name == "other:host/secrets"
-        || name == "other:host/secrets@1.0.0"), "{error}");
+    assert!(
+        matches!(&error, Rejected::Import { name, .. } if name == "other:host/secrets"
+        || name == "other:host/secrets@1.0.0"),
+        "{error}"
+    );
 
     let good = guest("echo");
     let error = refused(good[..good.len() / 2].to_vec()).await;
@@ -207,7 +327,12 @@ async fn what_is_no_workflow_is_refused_at_upload() {
     let error = refused(b"\0asm\x01\0\0\0".to_vec()).await;
     assert!(error.to_string().contains("core module"), "{error}");
     let error = refused(b"\0asm\x0d\0\x01\0".to_vec()).await;
-    assert!(error.to_string().contains("does not export the function describe"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("does not export the function describe"),
+        "{error}"
+    );
     let error = refused(vec![0; (16 << 20) + 1]).await;
     assert!(matches!(error, Rejected::TooLarge { .. }), "{error}");
 }
@@ -220,7 +345,9 @@ async fn damaged_uploads_are_refused_or_harmless() {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut refused = 0;
     for _ in 0..40 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let mut wasm = good.clone();
         // The first kilobytes hold types, imports and section headers, where damage is interesting.
         let at = (state >> 33) as usize % wasm.len().min(4096);
@@ -234,7 +361,14 @@ async fn damaged_uploads_are_refused_or_harmless() {
 async fn an_artifact_is_run_only_with_this_installations_tag() {
     let world = World::new();
     let artifact = world.sandbox.compile(guest("echo")).await.unwrap();
-    for at in [0, 8, 20, 40, artifact.as_bytes().len() / 2, artifact.as_bytes().len() - 1] {
+    for at in [
+        0,
+        8,
+        20,
+        40,
+        artifact.as_bytes().len() / 2,
+        artifact.as_bytes().len() - 1,
+    ] {
         let mut bytes = artifact.as_bytes().to_vec();
         bytes[at] ^= 1;
         let damaged = realm_sandbox::Artifact::from_bytes(bytes);
@@ -243,9 +377,15 @@ async fn an_artifact_is_run_only_with_this_installations_tag() {
     let cut = realm_sandbox::Artifact::from_bytes(artifact.as_bytes()[..30].to_vec());
     assert!(world.sandbox.load("guest", &cut).is_err());
 
-    let other = realm_sandbox::SandboxConfig { cache_key: [7; 32], ..Default::default() };
+    let other = realm_sandbox::SandboxConfig {
+        cache_key: [7; 32],
+        ..Default::default()
+    };
     let other = World::with(realm_sandbox::engine::scripted::Script::Letters, other);
-    assert!(other.sandbox.load("guest", &artifact).is_err(), "another installation's key");
+    assert!(
+        other.sandbox.load("guest", &artifact).is_err(),
+        "another installation's key"
+    );
     assert!(world.sandbox.load("guest", &artifact).is_ok());
 }
 
@@ -257,11 +397,24 @@ async fn a_request_the_contract_cannot_express_is_refused() {
     let refused = async |request: Request| {
         let events = collect(world.sandbox.invoke(&echo, &tenant, request)).await;
         assert!(
-            matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(_))))]),
+            matches!(
+                &events[..],
+                [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(
+                    _
+                ))))]
+            ),
             "{events:?}"
         );
     };
-    refused(Request { choices: 0, ..chat("x", Policy::default()) }).await;
-    refused(Request { choices: 1000, ..chat("x", Policy::default()) }).await;
+    refused(Request {
+        choices: 0,
+        ..chat("x", Policy::default())
+    })
+    .await;
+    refused(Request {
+        choices: 1000,
+        ..chat("x", Policy::default())
+    })
+    .await;
     refused(call("echo", "{not json")).await;
 }

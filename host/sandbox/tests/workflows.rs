@@ -12,7 +12,11 @@ use serde_json::Value;
 use std::time::Duration;
 
 fn greedy(max_tokens: u32) -> Policy {
-    Policy { max_tokens: Some(max_tokens), temperature: 0.0, ..Policy::default() }
+    Policy {
+        max_tokens: Some(max_tokens),
+        temperature: 0.0,
+        ..Policy::default()
+    }
 }
 
 fn usage(events: &[ReplyEvent]) -> Usage {
@@ -31,15 +35,26 @@ fn json(events: &[ReplyEvent]) -> Value {
 
 #[tokio::test]
 async fn passthrough_streams_what_the_model_says() {
-    let world = World::with(Script::Reply("Paris it is.".into()), SandboxConfig::default());
+    let world = World::with(
+        Script::Reply("Paris it is.".into()),
+        SandboxConfig::default(),
+    );
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
     let description = world.sandbox.describe(&workflow, &tenant).await.unwrap();
     assert!(description.chat && description.completion && description.functions.is_empty());
 
-    let events = collect(world.sandbox.invoke(&workflow, &tenant, chat("The capital?", greedy(100)))).await;
+    let events = collect(world.sandbox.invoke(
+        &workflow,
+        &tenant,
+        chat("The capital?", greedy(100)),
+    ))
+    .await;
     assert_eq!(text(&events, 0), "Paris it is.");
-    assert!(events.contains(&ReplyEvent::ChoiceFinished { choice: 0, reason: StopReason::EndOfTurn }));
+    assert!(events.contains(&ReplyEvent::ChoiceFinished {
+        choice: 0,
+        reason: StopReason::EndOfTurn
+    }));
     assert_eq!(usage(&events).completion, 12);
     assert!(usage(&events).prompt > 12, "{events:?}");
     assert_eq!(tenant.memory.bytes(), 0);
@@ -51,26 +66,53 @@ async fn several_choices_share_one_prompt() {
     let world = World::new();
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
-    let one = collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(5)))).await;
-    let three = Request { choices: 3, ..chat("hello", greedy(5)) };
+    let one = collect(
+        world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("hello", greedy(5))),
+    )
+    .await;
+    let three = Request {
+        choices: 3,
+        ..chat("hello", greedy(5))
+    };
     let three = collect(world.sandbox.invoke(&workflow, &tenant, three)).await;
     for choice in 0..3 {
         assert_eq!(text(&three, choice), text(&one, 0));
-        assert!(three.contains(&ReplyEvent::ChoiceFinished { choice, reason: StopReason::MaxTokens }));
+        assert!(three.contains(&ReplyEvent::ChoiceFinished {
+            choice,
+            reason: StopReason::MaxTokens
+        }));
     }
-    assert_eq!(usage(&three).prompt, usage(&one).prompt, "a shared prompt counts once");
+    assert_eq!(
+        usage(&three).prompt,
+        usage(&one).prompt,
+        "a shared prompt counts once"
+    );
     assert_eq!(usage(&three).completion, 15);
     world.all_free().await;
 }
 
 #[tokio::test]
 async fn equal_seeds_differ_between_choices_and_repeat_between_calls() {
-    let world = World::with(Script::Custom(std::sync::Arc::new(|_| 97)), SandboxConfig::default());
+    let world = World::with(
+        Script::Custom(std::sync::Arc::new(|_| 97)),
+        SandboxConfig::default(),
+    );
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
     // So hot that the script's one token is not sure any more.
-    let policy = Policy { seed: Some(7), temperature: 100.0, max_tokens: Some(12), ignore_eos: true, ..Policy::default() };
-    let ask = || Request { choices: 2, ..chat("hello", policy.clone()) };
+    let policy = Policy {
+        seed: Some(7),
+        temperature: 100.0,
+        max_tokens: Some(12),
+        ignore_eos: true,
+        ..Policy::default()
+    };
+    let ask = || Request {
+        choices: 2,
+        ..chat("hello", policy.clone())
+    };
     let first = collect(world.sandbox.invoke(&workflow, &tenant, ask())).await;
     let again = collect(world.sandbox.invoke(&workflow, &tenant, ask())).await;
     assert_eq!(tokens(&first, 0), tokens(&again, 0));
@@ -93,14 +135,34 @@ async fn completions_take_text_and_tokens_and_echo_them() {
     let tenant = world.tenant(1, Limits::default());
     let ask = async |prompt: Prompt, echo: bool| {
         let asked = request(RequestKind::Completion { prompt, echo }, greedy(10));
-        text(&collect(world.sandbox.invoke(&workflow, &tenant, asked)).await, 0)
+        text(
+            &collect(world.sandbox.invoke(&workflow, &tenant, asked)).await,
+            0,
+        )
     };
     assert_eq!(ask(Prompt::Text("say: ".into()), false).await, "abc");
     assert_eq!(ask(Prompt::Text("say: ".into()), true).await, "say: abc");
-    assert_eq!(ask(Prompt::Tokens(vec![u32::from(b'a')]), false).await, "bc");
-    let refused = request(RequestKind::Completion { prompt: Prompt::Tokens(vec![9_999]), echo: false }, greedy(1));
+    assert_eq!(
+        ask(Prompt::Tokens(vec![u32::from(b'a')]), false).await,
+        "bc"
+    );
+    let refused = request(
+        RequestKind::Completion {
+            prompt: Prompt::Tokens(vec![9_999]),
+            echo: false,
+        },
+        greedy(1),
+    );
     let events = collect(world.sandbox.invoke(&workflow, &tenant, refused)).await;
-    assert!(matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(_))))]), "{events:?}");
+    assert!(
+        matches!(
+            &events[..],
+            [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(
+                _
+            ))))]
+        ),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
@@ -108,19 +170,52 @@ async fn best_of_n_answers_with_its_likeliest_candidate() {
     let world = World::new();
     let workflow = world.load(prebuilt("best_of_n")).await;
     let tenant = world.tenant(1, Limits::default());
-    let parameters = r#"{"prompt": "hello", "n": 3, "max_tokens": 6, "temperature": 2.0, "seed": 1}"#;
-    let value = json(&collect(world.sandbox.invoke(&workflow, &tenant, call("best_of_n", parameters))).await);
-    let scores: Vec<f64> = value["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect();
+    let parameters =
+        r#"{"prompt": "hello", "n": 3, "max_tokens": 6, "temperature": 2.0, "seed": 1}"#;
+    let value = json(
+        &collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, call("best_of_n", parameters)),
+        )
+        .await,
+    );
+    let scores: Vec<f64> = value["scores"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|score| score.as_f64().unwrap())
+        .collect();
     assert_eq!(scores.len(), 3);
-    assert_eq!(value["mean_logprob"].as_f64().unwrap(), scores.iter().copied().fold(f64::MIN, f64::max));
+    assert_eq!(
+        value["mean_logprob"].as_f64().unwrap(),
+        scores.iter().copied().fold(f64::MIN, f64::max)
+    );
     assert!(value["text"].is_string());
 
-    let events = collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(6)))).await;
+    let events = collect(
+        world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("hello", greedy(6))),
+    )
+    .await;
     assert_eq!(text(&events, 0).len(), 6);
-    assert_eq!(usage(&events).completion, 24, "four candidates of six tokens are what it cost");
+    assert_eq!(
+        usage(&events).completion,
+        24,
+        "four candidates of six tokens are what it cost"
+    );
     let wrong = call("best_of_n", r#"{"prompt": "hello", "n": 99}"#);
     let events = collect(world.sandbox.invoke(&workflow, &tenant, wrong)).await;
-    assert!(matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(_))))]), "{events:?}");
+    assert!(
+        matches!(
+            &events[..],
+            [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(
+                _
+            ))))]
+        ),
+        "{events:?}"
+    );
     world.all_free().await;
 }
 
@@ -131,24 +226,57 @@ async fn extract_returns_an_object_with_exactly_the_fields() {
     let workflow = world.load(prebuilt("extract")).await;
     let tenant = world.tenant(1, Limits::default());
     let parameters = r#"{"text": "Ada wrote it.", "fields": ["name", "year"]}"#;
-    let value = json(&collect(world.sandbox.invoke(&workflow, &tenant, call("extract", parameters))).await);
+    let value = json(
+        &collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, call("extract", parameters)),
+        )
+        .await,
+    );
     assert_eq!(value, serde_json::json!({"name": "Ada", "year": null}));
     world.all_free().await;
 }
 
 #[tokio::test]
 async fn extract_says_so_when_the_model_writes_no_json() {
-    let world = World::with(Script::Reply("I would rather not.".into()), SandboxConfig::default());
+    let world = World::with(
+        Script::Reply("I would rather not.".into()),
+        SandboxConfig::default(),
+    );
     let workflow = world.load(prebuilt("extract")).await;
     let tenant = world.tenant(1, Limits::default());
     let parameters = r#"{"text": "Ada wrote it.", "fields": ["name"]}"#;
-    let events = collect(world.sandbox.invoke(&workflow, &tenant, call("extract", parameters))).await;
+    let events = collect(
+        world
+            .sandbox
+            .invoke(&workflow, &tenant, call("extract", parameters)),
+    )
+    .await;
     assert!(
-        matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Unsupported(_))))]),
+        matches!(
+            &events[..],
+            [ReplyEvent::End(Err(CallError::Guest(
+                GuestError::Unsupported(_)
+            )))]
+        ),
         "{events:?}"
     );
-    let events = collect(world.sandbox.invoke(&workflow, &tenant, call("extract", r#"{"text": 1}"#))).await;
-    assert!(matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(_))))]), "{events:?}");
+    let events = collect(world.sandbox.invoke(
+        &workflow,
+        &tenant,
+        call("extract", r#"{"text": 1}"#),
+    ))
+    .await;
+    assert!(
+        matches!(
+            &events[..],
+            [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(
+                _
+            ))))]
+        ),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
@@ -157,9 +285,17 @@ async fn functions_echo_stream_generate_and_fail() {
     let workflow = world.load(guest("echo")).await;
     let tenant = world.tenant(1, Limits::default());
     let run = async |name: &str, parameters: &str| {
-        collect(world.sandbox.invoke(&workflow, &tenant, call(name, parameters))).await
+        collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, call(name, parameters)),
+        )
+        .await
     };
-    assert_eq!(json(&run("echo", r#"{"a": [1, "ü"]}"#).await), serde_json::json!({"a": [1, "ü"]}));
+    assert_eq!(
+        json(&run("echo", r#"{"a": [1, "ü"]}"#).await),
+        serde_json::json!({"a": [1, "ü"]})
+    );
 
     let counted = run("count", r#"{"to": 100}"#).await;
     assert_eq!(counted.len(), 102, "a client that reads gets all of it");
@@ -167,7 +303,14 @@ async fn functions_echo_stream_generate_and_fail() {
 
     let generated = run("generate", r#"{"prompt": "hello"}"#).await;
     assert_eq!(text(&generated, 0).len(), 8);
-    assert_eq!(usage(&generated), Usage { prompt: 5, cached: 0, completion: 8 });
+    assert_eq!(
+        usage(&generated),
+        Usage {
+            prompt: 5,
+            cached: 0,
+            completion: 8
+        }
+    );
 
     let failed = run("fail", "{}").await;
     let error = CallError::Guest(GuestError::Invalid("as asked".into()));
@@ -183,7 +326,12 @@ async fn functions_echo_stream_generate_and_fail() {
 
     assert_eq!(run("log", "{}").await.len(), 2);
     let lines = world.lines.0.lock().unwrap();
-    assert!(lines.iter().any(|(_, line)| line == "a line\\nwith a \\u{1b}[31mcontrol\\u{1b}[0m character"), "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|(_, line)| line == "a line\\nwith a \\u{1b}[31mcontrol\\u{1b}[0m character"),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test]
@@ -191,31 +339,62 @@ async fn an_answer_left_open_ends_with_its_author() {
     let world = World::new();
     let workflow = world.load(guest("echo")).await;
     let tenant = world.tenant(1, Limits::default());
-    let events = collect(world.sandbox.invoke(&workflow, &tenant, chat("back to you", greedy(1)))).await;
+    let events = collect(
+        world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("back to you", greedy(1))),
+    )
+    .await;
     assert_eq!(text(&events, 0), "back to you");
-    assert_eq!(events[1], ReplyEvent::ChoiceFinished { choice: 0, reason: StopReason::EndOfTurn });
+    assert_eq!(
+        events[1],
+        ReplyEvent::ChoiceFinished {
+            choice: 0,
+            reason: StopReason::EndOfTurn
+        }
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_pool_is_an_answer_at_once() {
-    let config = SandboxConfig { instances_max: 1, ..SandboxConfig::default() };
+    let config = SandboxConfig {
+        instances_max: 1,
+        ..SandboxConfig::default()
+    };
     let world = World::with(Script::Letters, config);
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
-    let mut first = world.sandbox.invoke(&workflow, &tenant, chat("hello", Policy::default()));
+    let mut first = world
+        .sandbox
+        .invoke(&workflow, &tenant, chat("hello", Policy::default()));
     assert!(matches!(first.next().await, Some(ReplyEvent::Delta { .. })));
-    let second = collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(1)))).await;
-    let [ReplyEvent::End(Err(error))] = &second[..] else { panic!("{second:?}") };
+    let second = collect(
+        world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("hello", greedy(1))),
+    )
+    .await;
+    let [ReplyEvent::End(Err(error))] = &second[..] else {
+        panic!("{second:?}")
+    };
     assert_eq!(error.code(), "busy");
     assert!(error.retry_after_ms().is_some());
     drop(first);
     let until = std::time::Instant::now() + Duration::from_secs(5);
     loop {
-        let again = collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(1)))).await;
+        let again = collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, chat("hello", greedy(1))),
+        )
+        .await;
         if matches!(again.last(), Some(ReplyEvent::End(Ok(_)))) {
             break;
         }
-        assert!(std::time::Instant::now() < until, "the slot of a dropped call does not come free");
+        assert!(
+            std::time::Instant::now() < until,
+            "the slot of a dropped call does not come free"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     world.all_free().await;
@@ -226,9 +405,24 @@ async fn many_calls_run_at_once() {
     let world = World::new();
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
-    let alone = text(&collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(20)))).await, 0);
-    let calls: Vec<_> =
-        (0..32).map(|_| collect(world.sandbox.invoke(&workflow, &tenant, chat("hello", greedy(20))))).collect();
+    let alone = text(
+        &collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, chat("hello", greedy(20))),
+        )
+        .await,
+        0,
+    );
+    let calls: Vec<_> = (0..32)
+        .map(|_| {
+            collect(
+                world
+                    .sandbox
+                    .invoke(&workflow, &tenant, chat("hello", greedy(20))),
+            )
+        })
+        .collect();
     for call in calls {
         assert_eq!(text(&call.await, 0), alone);
     }
@@ -241,9 +435,20 @@ async fn a_model_of_nobodys_is_denied() {
     let world = World::new();
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
-    let asked = Request { model: "another".into(), ..chat("hello", greedy(1)) };
+    let asked = Request {
+        model: "another".into(),
+        ..chat("hello", greedy(1))
+    };
     let events = collect(world.sandbox.invoke(&workflow, &tenant, asked)).await;
-    assert!(matches!(&events[..], [ReplyEvent::End(Err(CallError::Guest(GuestError::Denied(_))))]), "{events:?}");
+    assert!(
+        matches!(
+            &events[..],
+            [ReplyEvent::End(Err(CallError::Guest(GuestError::Denied(
+                _
+            ))))]
+        ),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
@@ -251,17 +456,48 @@ async fn wasi_is_there_and_gives_nothing() {
     let world = World::new();
     let workflow = world.load(guest("wasi_probe")).await;
     let tenant = world.tenant(1, Limits::default());
-    let first = json(&collect(world.sandbox.invoke(&workflow, &tenant, call("probe", "{}"))).await);
-    for outside in ["read_file", "write_file", "list_root", "connect", "listen", "udp", "resolve"] {
-        assert!(first[outside].is_string(), "{outside} was not refused: {first}");
+    let first = json(
+        &collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, call("probe", "{}")),
+        )
+        .await,
+    );
+    for outside in [
+        "read_file",
+        "write_file",
+        "list_root",
+        "connect",
+        "listen",
+        "udp",
+        "resolve",
+    ] {
+        assert!(
+            first[outside].is_string(),
+            "{outside} was not refused: {first}"
+        );
     }
     assert_eq!(first["variables"], 0);
     assert_eq!(first["arguments"], 0);
     assert_eq!(first["stdin"], 0);
     assert!(first["clock_step_us"].as_u64().unwrap() >= 5_000, "{first}");
-    let second = json(&collect(world.sandbox.invoke(&workflow, &tenant, call("probe", "{}"))).await);
+    let second = json(
+        &collect(
+            world
+                .sandbox
+                .invoke(&workflow, &tenant, call("probe", "{}")),
+        )
+        .await,
+    );
     assert_ne!(first["random"], second["random"]);
     let lines = world.lines.0.lock().unwrap();
-    assert!(lines.iter().any(|(_, line)| line == "a line on stdout"), "{lines:?}");
-    assert!(lines.iter().any(|(_, line)| line == "a line on stderr"), "{lines:?}");
+    assert!(
+        lines.iter().any(|(_, line)| line == "a line on stdout"),
+        "{lines:?}"
+    );
+    assert!(
+        lines.iter().any(|(_, line)| line == "a line on stderr"),
+        "{lines:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! Calls itself until the stack ends.
+//! Calls itself until its own stack in linear memory ends.
 
 use realm_guest::{Description, Error, Reply, Request, Workflow};
 

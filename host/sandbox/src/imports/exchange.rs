@@ -46,7 +46,12 @@ enum Choice {
 impl Exchange {
     pub(crate) fn new(request: Request, events: mpsc::Sender<ReplyEvent>) -> Exchange {
         let choices = vec![Choice::Untouched; request.choices as usize];
-        Exchange { request, events, choices, json_sent: false }
+        Exchange {
+            request,
+            events,
+            choices,
+            json_sent: false,
+        }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -59,7 +64,11 @@ impl Exchange {
 
     /// Whether the client got anything at all.
     pub(crate) fn has_answered(&self) -> bool {
-        self.json_sent || self.choices.iter().any(|choice| *choice != Choice::Untouched)
+        self.json_sent
+            || self
+                .choices
+                .iter()
+                .any(|choice| *choice != Choice::Untouched)
     }
 
     /// Ends the answers a workflow wrote to and returned from: the program, which is their author, has ended its turn.
@@ -68,7 +77,9 @@ impl Exchange {
         for choice in 0..self.choices.len() {
             if self.choices[choice] == Choice::Open && !self.is_function() {
                 // A client that is gone needs no ending.
-                let _ = self.finish(choice as u32, engine::StopReason::EndOfTurn).await;
+                let _ = self
+                    .finish(choice as u32, engine::StopReason::EndOfTurn)
+                    .await;
             }
         }
     }
@@ -77,7 +88,9 @@ impl Exchange {
     fn open(&mut self, choice: u32) -> Result<(), Failure> {
         let most = self.choices.len();
         match self.choices.get_mut(choice as usize) {
-            None => Err(Failure::invalid(format!("there is no choice {choice}: the client asked for {most}"))),
+            None => Err(Failure::invalid(format!(
+                "there is no choice {choice}: the client asked for {most}"
+            ))),
             Some(Choice::Ended) => Err(Failure::invalid(format!("choice {choice} has ended"))),
             Some(state) => {
                 *state = Choice::Open;
@@ -97,18 +110,28 @@ impl Exchange {
         if text.is_empty() && tokens.is_empty() {
             return Ok(());
         }
-        self.send(ReplyEvent::Delta { choice, text, tokens, logprobs }).await
+        self.send(ReplyEvent::Delta {
+            choice,
+            text,
+            tokens,
+            logprobs,
+        })
+        .await
     }
 
     async fn finish(&mut self, choice: u32, reason: engine::StopReason) -> Result<(), Failure> {
         self.open(choice)?;
         self.choices[choice as usize] = Choice::Ended;
-        self.send(ReplyEvent::ChoiceFinished { choice, reason }).await
+        self.send(ReplyEvent::ChoiceFinished { choice, reason })
+            .await
     }
 
     /// Waits while the client is behind.
     async fn send(&self, event: ReplyEvent) -> Result<(), Failure> {
-        self.events.send(event).await.map_err(|_| GuestError::Cancelled.into())
+        self.events
+            .send(event)
+            .await
+            .map_err(|_| GuestError::Cancelled.into())
     }
 }
 
@@ -117,7 +140,9 @@ impl Host for State {}
 impl State {
     /// The exchange of a call. While a component describes itself nobody can hand it a request or a reply.
     fn exchange(&mut self) -> wasmtime::Result<&mut Exchange> {
-        self.exchange.as_mut().ok_or_else(|| wasmtime::Error::msg("there is no request here"))
+        self.exchange
+            .as_mut()
+            .ok_or_else(|| wasmtime::Error::msg("there is no request here"))
     }
 
     fn request(&mut self) -> wasmtime::Result<&Request> {
@@ -127,7 +152,9 @@ impl State {
     fn check_reply_bytes(&self, bytes: usize) -> Result<(), Failure> {
         let most = self.tenant.limits.json_bytes_max;
         if bytes > most {
-            return Err(Failure::invalid(format!("{bytes} bytes in one reply, at most {most} are allowed")));
+            return Err(Failure::invalid(format!(
+                "{bytes} bytes in one reply, at most {most} are allowed"
+            )));
         }
         Ok(())
     }
@@ -169,20 +196,37 @@ impl HostRequest for State {
         let (kind, model) = (request.kind.clone(), request.model.clone());
         let client = self.client(&model)?;
         match kind {
-            RequestKind::Chat { messages, tools } => chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, true).await,
-            RequestKind::Completion { prompt: Prompt::Text(text), .. } => {
-                Ok(off_thread(&self.cpu, move || client.text().encode(&text, Specials::Parse, true)).await?)
+            RequestKind::Chat { messages, tools } => {
+                chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, true).await
             }
-            RequestKind::Completion { prompt: Prompt::Tokens(tokens), .. } => Ok(tokens),
-            RequestKind::Function { .. } => Err(Failure::invalid("a function call has parameters and no prompt")),
+            RequestKind::Completion {
+                prompt: Prompt::Text(text),
+                ..
+            } => Ok(off_thread(&self.cpu, move || {
+                client.text().encode(&text, Specials::Parse, true)
+            })
+            .await?),
+            RequestKind::Completion {
+                prompt: Prompt::Tokens(tokens),
+                ..
+            } => Ok(tokens),
+            RequestKind::Function { .. } => Err(Failure::invalid(
+                "a function call has parameters and no prompt",
+            )),
         }
     }
 
     async fn echo(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<bool> {
-        Ok(matches!(self.request()?.kind, RequestKind::Completion { echo: true, .. }))
+        Ok(matches!(
+            self.request()?.kind,
+            RequestKind::Completion { echo: true, .. }
+        ))
     }
 
-    async fn policy(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Resource<PolicyHandle>> {
+    async fn policy(
+        &mut self,
+        _: Resource<RequestHandle>,
+    ) -> wasmtime::Result<Resource<PolicyHandle>> {
         let policy = self.request()?.policy.clone();
         Ok(self.table.push(PolicyHandle { policy })?)
     }
@@ -200,7 +244,9 @@ impl HostRequest for State {
 
     async fn parameters_json(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<String> {
         Ok(match &self.request()?.kind {
-            RequestKind::Function { parameters_json, .. } => parameters_json.clone(),
+            RequestKind::Function {
+                parameters_json, ..
+            } => parameters_json.clone(),
             _ => "null".to_owned(),
         })
     }
@@ -217,16 +263,30 @@ impl HostRequest for State {
 }
 
 impl HostReply for State {
-    async fn text(&mut self, _: Resource<ReplyHandle>, choice: u32, delta: String) -> Result<(), Failure> {
+    async fn text(
+        &mut self,
+        _: Resource<ReplyHandle>,
+        choice: u32,
+        delta: String,
+    ) -> Result<(), Failure> {
         self.check_reply_bytes(delta.len())?;
-        self.exchange()?.delta(choice, delta, Vec::new(), Vec::new()).await
+        self.exchange()?
+            .delta(choice, delta, Vec::new(), Vec::new())
+            .await
     }
 
-    async fn emit(&mut self, _: Resource<ReplyHandle>, choice: u32, event: Event) -> Result<(), Failure> {
+    async fn emit(
+        &mut self,
+        _: Resource<ReplyHandle>,
+        choice: u32,
+        event: Event,
+    ) -> Result<(), Failure> {
         self.check_reply_bytes(event.text.len())?;
         let logprobs = event.logprobs.into_iter().map(engine_logprob).collect();
         let exchange = self.exchange()?;
-        exchange.delta(choice, event.text, event.tokens, logprobs).await?;
+        exchange
+            .delta(choice, event.text, event.tokens, logprobs)
+            .await?;
         match event.finish {
             None => Ok(()),
             Some(Finish::Stopped(reason)) => exchange.finish(choice, engine_reason(reason)?).await,
@@ -237,7 +297,9 @@ impl HostReply for State {
     async fn json(&mut self, _: Resource<ReplyHandle>, value: String) -> Result<(), Failure> {
         self.check_reply_bytes(value.len())?;
         if !self.exchange()?.is_function() {
-            return Err(Failure::invalid("json answers functions; this call is none"));
+            return Err(Failure::invalid(
+                "json answers functions; this call is none",
+            ));
         }
         serde_json::from_str::<serde::de::IgnoredAny>(&value)
             .map_err(|error| Failure::invalid(format!("the value is no JSON: {error}")))?;
@@ -246,23 +308,38 @@ impl HostReply for State {
         exchange.send(ReplyEvent::Json(value)).await
     }
 
-    async fn finish(&mut self, _: Resource<ReplyHandle>, choice: u32, reason: StopReason) -> Result<(), Failure> {
+    async fn finish(
+        &mut self,
+        _: Resource<ReplyHandle>,
+        choice: u32,
+        reason: StopReason,
+    ) -> Result<(), Failure> {
         let reason = engine_reason(reason)?;
         self.exchange()?.finish(choice, reason).await
     }
 
     /// The program sleeps here until the run has ended; events go from the engine to the client.
-    async fn forward(&mut self, _: Resource<ReplyHandle>, run: Resource<RunHandle>) -> Result<Usage, Failure> {
+    async fn forward(
+        &mut self,
+        _: Resource<ReplyHandle>,
+        run: Resource<RunHandle>,
+    ) -> Result<Usage, Failure> {
         let mut run = self.table.delete(run)?;
         while let Some(events) = run.run.next().await {
             for event in events {
                 let exchange = self.exchange()?;
-                exchange.delta(event.job, event.text, event.tokens, event.logprobs).await?;
+                exchange
+                    .delta(event.job, event.text, event.tokens, event.logprobs)
+                    .await?;
                 match event.finished {
                     None => {}
-                    Some(engine::Finish::Stopped(reason)) => exchange.finish(event.job, reason).await?,
+                    Some(engine::Finish::Stopped(reason)) => {
+                        exchange.finish(event.job, reason).await?
+                    }
                     // The answers are incomplete: dropping the run cancels the other jobs.
-                    Some(engine::Finish::Failed(error)) => return Err(self.engine_error(error).into()),
+                    Some(engine::Finish::Failed(error)) => {
+                        return Err(self.engine_error(error).into());
+                    }
                 }
             }
         }

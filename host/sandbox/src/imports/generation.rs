@@ -42,10 +42,15 @@ impl State {
 
 impl HostPolicy for State {
     async fn new(&mut self) -> wasmtime::Result<Resource<PolicyHandle>> {
-        Ok(self.table.push(PolicyHandle { policy: engine::Policy::default() })?)
+        Ok(self.table.push(PolicyHandle {
+            policy: engine::Policy::default(),
+        })?)
     }
 
-    async fn copy(&mut self, policy: Resource<PolicyHandle>) -> wasmtime::Result<Resource<PolicyHandle>> {
+    async fn copy(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+    ) -> wasmtime::Result<Resource<PolicyHandle>> {
         let policy = self.policy(&policy)?.clone();
         Ok(self.table.push(PolicyHandle { policy })?)
     }
@@ -55,7 +60,11 @@ impl HostPolicy for State {
         Ok(())
     }
 
-    async fn temperature(&mut self, policy: Resource<PolicyHandle>, value: f32) -> wasmtime::Result<()> {
+    async fn temperature(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+        value: f32,
+    ) -> wasmtime::Result<()> {
         self.policy(&policy)?.temperature = value;
         Ok(())
     }
@@ -94,13 +103,21 @@ impl HostPolicy for State {
         Ok(())
     }
 
-    async fn bias(&mut self, policy: Resource<PolicyHandle>, mut biases: Vec<(u32, f32)>) -> wasmtime::Result<()> {
+    async fn bias(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+        mut biases: Vec<(u32, f32)>,
+    ) -> wasmtime::Result<()> {
         biases.truncate(POLICY_ENTRIES_MAX + 1);
         self.policy(&policy)?.logit_bias = biases;
         Ok(())
     }
 
-    async fn stop(&mut self, policy: Resource<PolicyHandle>, mut strings: Vec<String>) -> wasmtime::Result<()> {
+    async fn stop(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+        mut strings: Vec<String>,
+    ) -> wasmtime::Result<()> {
         strings.truncate(POLICY_ENTRIES_MAX + 1);
         self.policy(&policy)?.stop = strings;
         Ok(())
@@ -125,35 +142,58 @@ impl HostRun for State {
     ) -> Result<Resource<RunHandle>, Failure> {
         if pairs.is_empty() || pairs.len() > self.tenant.limits.jobs_max {
             let most = self.tenant.limits.jobs_max;
-            return Err(Failure::invalid(format!("a run has 1 to {most} jobs, not {}", pairs.len())));
+            return Err(Failure::invalid(format!(
+                "a run has 1 to {most} jobs, not {}",
+                pairs.len()
+            )));
         }
         let client = self.table.get(&pairs[0].0)?.client.clone();
         let mut jobs = Vec::with_capacity(pairs.len());
         for (index, (sequence, policy)) in pairs.iter().enumerate() {
             let handle = self.table.get(sequence)?;
             if handle.client.facts().name != client.facts().name {
-                return Err(Failure::invalid("the sequences of a run belong to one model"));
+                return Err(Failure::invalid(
+                    "the sequences of a run belong to one model",
+                ));
             }
             let mut policy = self.table.get(policy)?.policy.clone();
             if policy.logit_bias.len() > POLICY_ENTRIES_MAX {
-                return Err(Failure::invalid(format!("bias: more than {POLICY_ENTRIES_MAX} entries")));
+                return Err(Failure::invalid(format!(
+                    "bias: more than {POLICY_ENTRIES_MAX} entries"
+                )));
             }
-            policy.validate(client.facts().vocab_size).map_err(Failure::invalid)?;
+            policy
+                .validate(client.facts().vocab_size)
+                .map_err(Failure::invalid)?;
             // Equal policies of one group still draw differently.
             policy.seed = policy.seed.map(|seed| seed.wrapping_add(index as u64));
-            jobs.push(engine::Job { sequence: &handle.sequence, policy });
+            jobs.push(engine::Job {
+                sequence: &handle.sequence,
+                policy,
+            });
         }
-        let run = client.start(jobs).map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(RunHandle { run, usage: Arc::clone(&self.usage) })?)
+        let run = client
+            .start(jobs)
+            .map_err(|error| self.engine_error(error))?;
+        Ok(self.table.push(RunHandle {
+            run,
+            usage: Arc::clone(&self.usage),
+        })?)
     }
 
-    async fn next(&mut self, run: Resource<RunHandle>, max_wait_ms: u32) -> Result<Option<Vec<Event>>, Failure> {
+    async fn next(
+        &mut self,
+        run: Resource<RunHandle>,
+        max_wait_ms: u32,
+    ) -> Result<Option<Vec<Event>>, Failure> {
         let run = &mut self.table.get_mut(&run)?.run;
         // The call's own deadline cuts longer waits off from outside.
         match tokio::time::timeout(Duration::from_millis(max_wait_ms.into()), run.next()).await {
             Err(_) => Ok(Some(Vec::new())),
             Ok(None) => Ok(None),
-            Ok(Some(events)) => Ok(Some(events.into_iter().map(|event| self.event(event)).collect())),
+            Ok(Some(events)) => Ok(Some(
+                events.into_iter().map(|event| self.event(event)).collect(),
+            )),
         }
     }
 
@@ -188,7 +228,11 @@ impl State {
 }
 
 pub(crate) fn usage(usage: engine::Usage) -> Usage {
-    Usage { prompt: usage.prompt, cached: usage.cached, completion: usage.completion }
+    Usage {
+        prompt: usage.prompt,
+        cached: usage.cached,
+        completion: usage.completion,
+    }
 }
 
 fn token_logprob(logprob: engine::TokenLogprob) -> TokenLogprob {
@@ -205,6 +249,10 @@ pub(crate) fn engine_logprob(logprob: TokenLogprob) -> engine::TokenLogprob {
     engine::TokenLogprob {
         token: logprob.token,
         logprob: logprob.logprob,
-        top: logprob.top.into_iter().map(|one| (one.token, one.logprob)).collect(),
+        top: logprob
+            .top
+            .into_iter()
+            .map(|one| (one.token, one.logprob))
+            .collect(),
     }
 }

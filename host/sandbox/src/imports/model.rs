@@ -35,17 +35,31 @@ impl HostModel for State {
         })
     }
 
-    async fn encode(&mut self, model: Resource<ModelHandle>, text: String) -> Result<Vec<u32>, Failure> {
+    async fn encode(
+        &mut self,
+        model: Resource<ModelHandle>,
+        text: String,
+    ) -> Result<Vec<u32>, Failure> {
         let client = self.table.get(&model)?.client.clone();
         check_bytes(text.len(), self.tenant.limits.json_bytes_max)?;
-        Ok(off_thread(&self.cpu, move || client.text().encode(&text, Specials::Literal, false)).await?)
+        Ok(off_thread(&self.cpu, move || {
+            client.text().encode(&text, Specials::Literal, false)
+        })
+        .await?)
     }
 
-    async fn decode(&mut self, model: Resource<ModelHandle>, tokens: Vec<u32>) -> Result<Vec<u8>, Failure> {
+    async fn decode(
+        &mut self,
+        model: Resource<ModelHandle>,
+        tokens: Vec<u32>,
+    ) -> Result<Vec<u8>, Failure> {
         // A token can be a thousand times as long as its id: bound the ids first, then what comes of them.
         let client = self.table.get(&model)?.client.clone();
         let bytes_max = self.tenant.limits.json_bytes_max;
-        let bytes: usize = tokens.iter().map(|token| client.text().token_bytes(*token).len()).sum();
+        let bytes: usize = tokens
+            .iter()
+            .map(|token| client.text().token_bytes(*token).len())
+            .sum();
         check_bytes(bytes, bytes_max)?;
         Ok(client.text().decode(&tokens))
     }
@@ -61,7 +75,10 @@ impl HostModel for State {
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
         check_bytes(bytes, self.tenant.limits.json_bytes_max)?;
         let messages = messages.into_iter().map(chat_message).collect();
-        let tools = tools.into_iter().map(tool_value).collect::<Result<_, _>>()?;
+        let tools = tools
+            .into_iter()
+            .map(tool_value)
+            .collect::<Result<_, _>>()?;
         chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, open_turn).await
     }
 
@@ -80,12 +97,16 @@ pub(crate) async fn chat_tokens(
     open_turn: bool,
 ) -> Result<Vec<u32>, Failure> {
     let render = move || client.text().chat_tokens(&messages, &tools, open_turn);
-    off_thread(cpu, render).await?.map_err(|error| Failure::invalid(error.to_string()))
+    off_thread(cpu, render)
+        .await?
+        .map_err(|error| Failure::invalid(error.to_string()))
 }
 
 fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Failure> {
     if bytes > bytes_max {
-        return Err(Failure::invalid(format!("{bytes} bytes of text, at most {bytes_max} are allowed")));
+        return Err(Failure::invalid(format!(
+            "{bytes} bytes of text, at most {bytes_max} are allowed"
+        )));
     }
     Ok(())
 }
@@ -105,15 +126,23 @@ fn chat_message(message: Message) -> ChatMessage {
         tool_calls: message
             .tool_calls
             .into_iter()
-            .map(|call| ToolCall { id: call.id, name: call.name, arguments_json: call.arguments_json })
+            .map(|call| ToolCall {
+                id: call.id,
+                name: call.name,
+                arguments_json: call.arguments_json,
+            })
             .collect(),
     }
 }
 
 /// As chat templates expect tools: the way OpenAI writes them.
 fn tool_value(tool: Tool) -> Result<Value, Failure> {
-    let parameters: Value = serde_json::from_str(&tool.parameters_json)
-        .map_err(|error| Failure::invalid(format!("the parameters of tool {:?} are no JSON: {error}", tool.name)))?;
+    let parameters: Value = serde_json::from_str(&tool.parameters_json).map_err(|error| {
+        Failure::invalid(format!(
+            "the parameters of tool {:?} are no JSON: {error}",
+            tool.name
+        ))
+    })?;
     Ok(json!({
         "type": "function",
         "function": {

@@ -1,13 +1,18 @@
 //! What the sandbox's tests share: guests, a scripted engine, tenants, and a neighbour whose stream must go on.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test file uses its own part"
+)]
 
 use realm_sandbox::engine::scripted::{self, Script, Scripted};
 use realm_sandbox::engine::text::ChatMessage;
 use realm_sandbox::engine::{Client, Engine, EngineConfig, Policy};
 use realm_sandbox::{
-    Hooks, Invocation, Limits, LogLevel, ModelSet, ReplyEvent, Request, RequestKind, Sandbox, SandboxConfig, Tenant,
-    TenantMemory, Workflow,
+    Hooks, Invocation, Limits, LogLevel, ModelSet, ReplyEvent, Request, RequestKind, Sandbox,
+    SandboxConfig, Tenant, TenantMemory, Workflow,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -48,7 +53,12 @@ impl World {
         let engine = scripted::engine(scripted, EngineConfig::default());
         let lines = Arc::new(Lines::default());
         let sandbox = Sandbox::new(config, Arc::<Lines>::clone(&lines)).unwrap();
-        World { sandbox, client: engine.client(), lines, engine: Some(engine) }
+        World {
+            sandbox,
+            client: engine.client(),
+            lines,
+            engine: Some(engine),
+        }
     }
 
     pub async fn load(&self, wasm: Vec<u8>) -> Workflow {
@@ -64,7 +74,10 @@ impl World {
             kv_blocks_max: 4096,
             limits,
             memory: Arc::new(TenantMemory::new(1 << 30)),
-            models: ModelSet::new(BTreeMap::from([("scripted".to_owned(), self.client.clone())])),
+            models: ModelSet::new(BTreeMap::from([(
+                "scripted".to_owned(),
+                self.client.clone(),
+            )])),
         }
     }
 
@@ -74,7 +87,11 @@ impl World {
         loop {
             let stats = self.client.stats();
             if stats.blocks_held == 0 && stats.sequences_running == 0 {
-                assert_eq!(stats.blocks_free + stats.blocks_cached, stats.blocks_total, "blocks are conserved");
+                assert_eq!(
+                    stats.blocks_free + stats.blocks_cached,
+                    stats.blocks_total,
+                    "blocks are conserved"
+                );
                 return;
             }
             assert!(Instant::now() < until, "still held: {stats:?}");
@@ -93,18 +110,29 @@ impl Drop for World {
 
 /// A guest that `cargo xtask guests` has built.
 pub fn guest(name: &str) -> Vec<u8> {
-    let folder = std::env::var_os("REALM_GUESTS").map(PathBuf::from).unwrap_or_else(|| {
-        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("guests")
-    });
+    let folder = std::env::var_os("REALM_GUESTS")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+            root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+                .join("guests")
+        });
     let file = folder.join(format!("{name}.wasm"));
-    std::fs::read(&file)
-        .unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask guests` first", file.display()))
+    std::fs::read(&file).unwrap_or_else(|error| {
+        panic!(
+            "{}: {error}; run `cargo xtask guests` first",
+            file.display()
+        )
+    })
 }
 
 /// A ready-made component as it is committed.
 pub fn prebuilt(name: &str) -> Vec<u8> {
-    std::fs::read(format!("{}/../../tenants/prebuilt/{name}.wasm", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    std::fs::read(format!(
+        "{}/../../tenants/prebuilt/{name}.wasm",
+        env!("CARGO_MANIFEST_DIR")
+    ))
+    .unwrap()
 }
 
 pub fn request(kind: RequestKind, policy: Policy) -> Request {
@@ -126,13 +154,25 @@ pub fn chat(text: &str, policy: Policy) -> Request {
         tool_call_id: None,
         tool_calls: Vec::new(),
     };
-    request(RequestKind::Chat { messages: vec![message], tools: Vec::new() }, policy)
+    request(
+        RequestKind::Chat {
+            messages: vec![message],
+            tools: Vec::new(),
+        },
+        policy,
+    )
 }
 
 pub fn call(name: &str, parameters: &str) -> Request {
     request(
-        RequestKind::Function { name: name.into(), parameters_json: parameters.into() },
-        Policy { max_tokens: Some(8), ..Policy::default() },
+        RequestKind::Function {
+            name: name.into(),
+            parameters_json: parameters.into(),
+        },
+        Policy {
+            max_tokens: Some(8),
+            ..Policy::default()
+        },
     )
 }
 
@@ -144,10 +184,18 @@ pub async fn collect(mut invocation: Invocation) -> Vec<ReplyEvent> {
             events.push(event);
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), reading).await.expect("a call ends");
-    let ends = events.iter().filter(|event| matches!(event, ReplyEvent::End(_))).count();
+    tokio::time::timeout(Duration::from_secs(30), reading)
+        .await
+        .expect("a call ends");
+    let ends = events
+        .iter()
+        .filter(|event| matches!(event, ReplyEvent::End(_)))
+        .count();
     assert_eq!(ends, 1, "{events:?}");
-    assert!(matches!(events.last(), Some(ReplyEvent::End(_))), "{events:?}");
+    assert!(
+        matches!(events.last(), Some(ReplyEvent::End(_))),
+        "{events:?}"
+    );
     events
 }
 
@@ -172,14 +220,19 @@ impl Neighbour {
     pub async fn start(world: &World) -> Neighbour {
         let workflow = world.load(prebuilt("passthrough")).await;
         let tenant = world.tenant(2, Limits::default());
-        let mut stream = world.sandbox.invoke(&workflow, &tenant, chat("go on", Policy::default()));
+        let mut stream = world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("go on", Policy::default()));
         let seen = Arc::new(Mutex::new((0, Duration::ZERO, Instant::now())));
         let shared = Arc::clone(&seen);
         let first = stream.next().await;
         assert!(matches!(first, Some(ReplyEvent::Delta { .. })), "{first:?}");
         let task = tokio::spawn(async move {
             while let Some(event) = stream.next().await {
-                assert!(matches!(event, ReplyEvent::Delta { .. }), "the neighbour's stream ended: {event:?}");
+                assert!(
+                    matches!(event, ReplyEvent::Delta { .. }),
+                    "the neighbour's stream ended: {event:?}"
+                );
                 let mut seen = shared.lock().unwrap();
                 seen.0 += 1;
                 seen.1 = seen.1.max(seen.2.elapsed());
@@ -198,7 +251,10 @@ impl Neighbour {
         let until = Instant::now() + Duration::from_secs(5);
         while self.deltas() < before + 20 {
             assert!(!self.task.is_finished(), "the neighbour's stream ended");
-            assert!(Instant::now() < until, "the neighbour's stream stands still");
+            assert!(
+                Instant::now() < until,
+                "the neighbour's stream stands still"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let gap = self.seen.lock().unwrap().1;
