@@ -28,8 +28,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// The headers of a request must arrive within this time.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// The headers of a request must arrive within this time, counted from the answer before it: longer than common clients
+/// keep an idle connection, so that a request does not meet a connection that is just being closed.
+const HEADER_WAIT: Duration = Duration::from_secs(30);
 /// The label of the key that `--bootstrap-tenant` makes.
 const BOOTSTRAP_LABEL: &str = "bootstrap";
 
@@ -199,6 +200,7 @@ async fn assemble(config: Config, metrics: Arc<Metrics>, models: Vec<BaseModel>)
         Arc::clone(&logs) as Arc<dyn Hooks>,
     )?;
     let workflows = Workflows::new(&artifacts);
+    workflows.clean_up(&sandbox, &registry.catalog.digests().await?);
     // The first request must not pay for it, and a host that cannot compile should say so now.
     workflows
         .passthrough(&sandbox)

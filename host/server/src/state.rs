@@ -12,7 +12,7 @@ use crate::registry::{CatalogError, Registry, Snapshot, TenantRow, VersionRow};
 use crate::workflows::Workflows;
 use realm_engine::Client;
 use realm_sandbox::{ModelSet, Sandbox, Tenant, TenantMemory};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -151,7 +151,8 @@ impl App {
 
     fn directory_of(&self, snapshot: Snapshot) -> Directory {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts.retain(|id, _| snapshot.tenants.iter().any(|row| row.id == *id));
+        let ids: HashSet<u32> = snapshot.tenants.iter().map(|row| row.id).collect();
+        accounts.retain(|id, _| ids.contains(id));
         let mut active: HashMap<u32, BTreeMap<String, VersionRow>> = HashMap::new();
         for ((tenant, workflow), version) in snapshot.active {
             active.entry(tenant).or_default().insert(workflow, version);

@@ -8,7 +8,7 @@ use crate::error::{ApiError, ApiResult, chain};
 use crate::registry::Blobs;
 use crate::registry::blobs::replace_file;
 use realm_sandbox::{Artifact, Rejected, Sandbox, Workflow};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +48,28 @@ impl Workflows {
             compiling: Semaphore::new(COMPILING_MAX),
             loaded: Mutex::default(),
             clock: AtomicU64::new(0),
+        }
+    }
+
+    /// Removes artifacts of components that nobody names any more, or that another version of the runtime made.
+    pub fn clean_up(&self, sandbox: &Sandbox, digests: &BTreeSet<String>) {
+        let own = hex(&sha256(PASSTHROUGH));
+        let keep: BTreeSet<PathBuf> = digests
+            .iter()
+            .chain([&own])
+            .map(|digest| self.artifact_path(sandbox, digest))
+            .collect();
+        for entry in std::fs::read_dir(&self.artifacts)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            if !keep.contains(&path)
+                && let Err(error) = std::fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove an old artifact");
+            }
         }
     }
 

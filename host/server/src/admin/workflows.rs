@@ -131,10 +131,10 @@ pub(super) async fn activate(
     let Activation { version } = read(request).await?;
     let row = app.registry.catalog.tenant(&tenant).await?;
     let answer = json!({"workflow": workflow, "active": version});
-    let catalog = app.registry.catalog.clone();
-    app.change(async move { Ok(catalog.activate(row.id, &workflow, version).await?) })
+    let (catalog, name) = (app.registry.catalog.clone(), workflow.clone());
+    app.change(async move { Ok(catalog.activate(row.id, &name, version).await?) })
         .await?;
-    tracing::info!(tenant, version, "workflow version activated");
+    tracing::info!(tenant, workflow, version, "workflow version activated");
     Ok(Json(answer))
 }
 
@@ -148,7 +148,7 @@ pub(super) async fn rollback(
     let version = app
         .change(async move { Ok(catalog.rollback(row.id, &name).await?) })
         .await?;
-    tracing::info!(tenant, version, "workflow rolled back");
+    tracing::info!(tenant, workflow, version, "workflow rolled back");
     Ok(Json(json!({"workflow": workflow, "active": version})))
 }
 

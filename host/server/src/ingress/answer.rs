@@ -125,7 +125,9 @@ impl Answer {
                 } => {
                     bytes += text.len();
                     if bytes > ANSWER_BYTES_MAX {
-                        return Err(too_large());
+                        let error = too_large();
+                        self.meter.failed(&error.code);
+                        return Err(error);
                     }
                     if let Some(choice) = whole.choices.get_mut(choice as usize) {
                         choice.text.push_str(&text);
@@ -228,14 +230,14 @@ impl Meter {
                 // Tokens that the component used itself were in no delta.
                 self.count(usage.completion.saturating_sub(self.counted));
             }
-            ReplyEvent::End(Err(error)) => {
-                self.metrics
-                    .guest_errors
-                    .with_label_values(&[tenant, error.code()])
-                    .inc();
-            }
+            ReplyEvent::End(Err(error)) => self.failed(error.code()),
             ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
         }
+    }
+
+    fn failed(&self, code: &str) {
+        let labels = [self.tenant.as_str(), code];
+        self.metrics.guest_errors.with_label_values(&labels).inc();
     }
 
     fn count(&mut self, tokens: u32) {
