@@ -1,22 +1,54 @@
 //! Chat templates: the model file's Jinja source, rendered by minijinja as Hugging Face renders it.
+//!
+//! The source is as hostile as the file: steps, memory and output of a rendering are bounded.
+
+mod python_json;
+mod strftime;
 
 use crate::TextError;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind, context};
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Jinja instructions one rendering may take. A long chat takes some ten thousand; a template that loops without end
-/// is cut off in milliseconds.
-const FUEL: u64 = 20_000_000;
+/// Fuel of one rendering: an instruction costs one, and so do 64 bytes that it produces. Chats of hundreds of messages
+/// take some ten thousand; a template that loops or grows without end is cut off within a second and 32 MiB.
+const FUEL: u64 = 500_000;
+/// Stack of one rendering, twice what lists as deep as the fuel can nest them need. Only what is used takes memory.
+const STACK_BYTES: usize = 256 << 20;
 /// Size of a rendered prompt, in bytes.
 const RENDERED_BYTES_MAX: usize = 16 << 20;
 
 /// What is used when the model file has no template: ChatML.
-const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
-                      {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const CHATML: &str = "\
+{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}";
+
+/// The same for vocabularies that have [`TURN`]: Gemma's turns. There is no system role; what it says opens the first
+/// turn of the user.
+const TURNS: &str = "\
+{{ bos_token }}{% set ns = namespace(system='', turns=0) %}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' and loop.first %}
+        {%- set ns.system = message['content'] | trim + '\n\n' %}
+        {%- continue %}
+    {%- endif %}
+    {%- if message['role'] != ('user' if ns.turns % 2 == 0 else 'assistant') %}
+        {{- raise_exception('after an optional system message, roles must alternate between user and assistant, not ' + message['role']) }}
+    {%- endif %}
+    {{- '<start_of_turn>' + ('user' if ns.turns % 2 == 0 else 'model') + '\n' }}
+    {{- ns.system + (message['content'] | trim) + '<end_of_turn>\n' }}
+    {%- set ns.system = '' %}
+    {%- set ns.turns = ns.turns + 1 %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+
+/// The token that tells the one from the other.
+const TURN: &str = "<start_of_turn>";
 
 /// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,32 +101,22 @@ pub(crate) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Parses `source`, or takes ChatML.
+    /// Parses `source`, or takes the built-in template that fits the vocabulary.
     ///
     /// # Errors
     /// [`TextError::TemplateSyntax`] says where the source is wrong.
     pub(crate) fn new(
-        source: Option<String>,
+        source: Option<&str>,
+        tokens: &[String],
         bos_token: String,
         eos_token: String,
     ) -> Result<ChatTemplate, TextError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        environment
-            .set_syntax(syntax.map_err(|error| TextError::TemplateSyntax(describe(&error)))?);
-        environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned("chat", source.unwrap_or_else(|| CHATML.to_owned()))
-            .map_err(|error| TextError::TemplateSyntax(describe(&error)))?;
+        let source = source.unwrap_or_else(|| match tokens.iter().any(|token| token == TURN) {
+            true => TURNS,
+            false => CHATML,
+        });
         Ok(ChatTemplate {
-            environment,
+            environment: environment(source, now)?,
             bos_token,
             eos_token,
         })
@@ -110,28 +132,42 @@ impl ChatTemplate {
         tools: &[serde_json::Value],
         open_turn: bool,
     ) -> Result<String, TextError> {
-        let template = self
-            .environment
-            .get_template("chat")
-            .map_err(|error| TextError::Template(describe(&error)))?;
-        let tools = if tools.is_empty() {
-            Value::from(())
-        } else {
-            Value::from(Serde(tools))
+        // A template can nest lists as deep as its fuel lasts, and printing, comparing or just dropping them recurses.
+        // On a stack of the caller's size that would end the process; some 30 µs for a thread are the price.
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("chat template".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || self.render_here(messages, tools, open_turn))
+                .map_err(|error| TextError::Template(error.to_string()))?
+                .join()
+                .unwrap_or_else(|_| Err(TextError::Template("it failed".to_owned())))
+        })
+    }
+
+    fn render_here(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[serde_json::Value],
+        open_turn: bool,
+    ) -> Result<String, TextError> {
+        let refused = |error: minijinja::Error| TextError::Template(describe(&error));
+        let template = self.environment.get_template("chat").map_err(refused)?;
+        let tools = match tools {
+            [] => Value::from(()),
+            tools => Value::from(Serde(tools)),
+        };
+        let variables = context! {
+            messages => Value::from(Serde(messages)),
+            tools => tools,
+            add_generation_prompt => open_turn,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
         };
         let mut rendered = Bounded(Vec::new());
         template
-            .render_captured_to(
-                context! {
-                    messages => Value::from(Serde(messages)),
-                    tools => tools,
-                    add_generation_prompt => open_turn,
-                    bos_token => self.bos_token.as_str(),
-                    eos_token => self.eos_token.as_str(),
-                },
-                &mut rendered,
-            )
-            .map_err(|error| TextError::Template(describe(&error)))?;
+            .render_captured_to(variables, &mut rendered)
+            .map_err(refused)?;
         String::from_utf8(rendered.0).map_err(|error| TextError::Template(error.to_string()))
     }
 }
@@ -177,67 +213,68 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     ))
 }
 
-/// JSON as Python's `json.dumps(ensure_ascii=False)` spaces it, which is what the templates were written against.
-/// minijinja's own filter escapes for HTML.
-fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    kwargs.assert_all_used()?;
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(width) => {
-            let indent = " ".repeat(width.min(16));
-            value.serialize(&mut Serializer::with_formatter(
-                &mut out,
-                PrettyFormatter::with_indent(indent.as_bytes()),
-            ))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    let invalid = |error: &dyn std::fmt::Display| {
-        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
-    };
-    written.map_err(|error| invalid(&error))?;
-    String::from_utf8(out)
-        .map(Value::from)
-        .map_err(|error| invalid(&error))
+/// Seconds after 1970-01-01 00:00 UTC.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map(|since| since.as_secs()).unwrap_or(0)
 }
 
-/// One line with a space after `,` and `:`.
-struct PythonFormatter;
+/// The template as `chat`, with the functions and the whitespace rules that Hugging Face gives templates.
+fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>, TextError> {
+    let invalid = |error: minijinja::Error| TextError::TemplateSyntax(describe(&error));
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
+    environment.set_syntax(syntax.map_err(invalid)?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: &str| {
+        strftime::strftime(clock(), format)
+    });
+    environment.add_filter("tojson", python_json::tojson);
+    // These indent what is nested deeply without paying for it; no chat needs them.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
+    // minijinja iterates over none, Python does not; templates ask this of `tools`.
+    environment.add_test("iterable", |value: &Value| {
+        !value.is_none() && value.try_iter().is_ok()
+    });
+    environment
+        .add_template_owned("chat", without_generation_tags(source))
+        .map_err(invalid)?;
+    Ok(environment)
+}
 
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first {
-            Ok(())
+/// The source with its `{% generation %}` tags made comments: they mark what training looks at and print what is between.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |at| at + 2);
+        let inner = tag[2..end].trim_end_matches("%}");
+        let name = inner.trim_matches(|c: char| c.is_whitespace() || c == '-');
+        if matches!(name, "generation" | "endgeneration") {
+            let dash = |yes: bool| if yes { "-" } else { "" };
+            let (left, right) = (dash(inner.starts_with('-')), dash(inner.ends_with('-')));
+            out.push_str(&format!("{{#{left} {right}#}}"));
         } else {
-            writer.write_all(b", ")
+            out.push_str(&tag[..end]);
         }
+        rest = &tag[end..];
     }
-
-    fn begin_object_key<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
+    out.push_str(rest);
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     fn message(role: &str, content: &str) -> ChatMessage {
         ChatMessage {
@@ -250,11 +287,7 @@ mod tests {
     }
 
     fn render(source: Option<&str>, messages: &[ChatMessage]) -> Result<String, TextError> {
-        ChatTemplate::new(source.map(str::to_owned), "<s>".into(), "</s>".into())?.render(
-            messages,
-            &[],
-            true,
-        )
+        ChatTemplate::new(source, &[], "<s>".into(), "</s>".into())?.render(messages, &[], true)
     }
 
     #[test]
@@ -295,14 +328,145 @@ mod tests {
         assert!(matches!(error, Err(TextError::Template(_))), "{error:?}");
     }
 
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        templates: HashMap<String, String>,
+        chats: HashMap<String, Chat>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Chat {
+        messages: Vec<serde_json::Value>,
+        #[serde(default)]
+        tools: Vec<serde_json::Value>,
+        open_turn: Option<bool>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        template: String,
+        chat: String,
+        expected: Option<String>,
+        error: Option<String>,
+    }
+
+    fn from_json(json: &serde_json::Value) -> ChatMessage {
+        let text = |json: &serde_json::Value, key: &str| json[key].as_str().map(str::to_owned);
+        let calls = json["tool_calls"].as_array().into_iter().flatten();
+        ChatMessage {
+            role: text(json, "role").unwrap(),
+            content: text(json, "content").unwrap(),
+            name: text(json, "name"),
+            tool_call_id: text(json, "tool_call_id"),
+            tool_calls: calls
+                .map(|call| ToolCall {
+                    id: text(call, "id").unwrap(),
+                    name: text(call, "name").unwrap(),
+                    arguments_json: text(call, "arguments_json").unwrap(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Every case of a file that `tests/chat_templates.py` wrote.
+    fn check(fixture: &str) -> Vec<String> {
+        let fixture: Fixture = serde_json::from_str(fixture).unwrap();
+        let mut wrong = Vec::new();
+        for case in &fixture.cases {
+            let chat = &fixture.chats[&case.chat];
+            let messages: Vec<ChatMessage> = chat.messages.iter().map(from_json).collect();
+            let environment = environment(&fixture.templates[&case.template], || 1_721_984_703);
+            let rendered = environment.and_then(|environment| {
+                let template = ChatTemplate {
+                    environment,
+                    bos_token: "<bos>".into(),
+                    eos_token: "<eos>".into(),
+                };
+                template.render(&messages, &chat.tools, chat.open_turn.unwrap_or(true))
+            });
+            let right = match (&case.expected, &case.error, &rendered) {
+                (Some(expected), _, Ok(rendered)) => expected == rendered,
+                (None, Some(words), Err(TextError::Template(error))) => error == words,
+                _ => false,
+            };
+            if !right {
+                wrong.push(format!(
+                    "{} / {}:\n   {rendered:?}\n   {:?} {:?}",
+                    case.template, case.chat, case.expected, case.error
+                ));
+            }
+        }
+        wrong
+    }
+
     #[test]
-    fn python_methods_blocks_and_json_come_out_as_in_jinja2() {
-        let source = "{%- if messages[0]['role'] == 'system' -%}\n{% endif %}\n{{ messages[0].content.strip() | upper }} \
-                      {{ {'a': [1, \"é<\"], 'b': none} | tojson }}";
+    fn rendering_equals_jinja2() {
+        let wrong = check(include_str!("../tests/chat_templates.json"));
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn a_vocabulary_with_turns_gets_turns_where_the_file_has_no_template() {
+        let template = ChatTemplate::new(None, &[TURN.into()], "<bos>".into(), "<eos>".into());
+        let template = template.unwrap();
+        let chat = [
+            message("system", "Be brief."),
+            message("user", " hi "),
+            message("assistant", "Hello."),
+            message("user", "bye"),
+        ];
         assert_eq!(
-            render(Some(source), &[message("user", " x ")]).as_deref(),
-            Ok("X {\"a\": [1, \"é<\"], \"b\": null}")
+            template.render(&chat, &[], true).as_deref(),
+            Ok(concat!(
+                "<bos><start_of_turn>user\nBe brief.\n\nhi<end_of_turn>\n",
+                "<start_of_turn>model\nHello.<end_of_turn>\n",
+                "<start_of_turn>user\nbye<end_of_turn>\n<start_of_turn>model\n"
+            ))
         );
+        let refused = template.render(&chat[2..3], &[], true);
+        assert!(
+            matches!(refused, Err(TextError::Template(_))),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn values_nested_as_deep_as_the_fuel_lasts_do_not_overflow_the_stack() {
+        let lists = |times: usize| {
+            let (open, close) = ("[".repeat(50), "]".repeat(50));
+            format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for i in range({times}) %}}{{% set ns.x = {open}ns.x{close} %}}{{% endfor %}}"
+            )
+        };
+        let maps = "{% set ns = namespace(x={}) %}{% for i in range(20000) %}{% set ns.x = {'a': ns.x} %}{% endfor %}";
+        // The first number uses most of the fuel, the second all of it.
+        for build in [lists(6000), lists(90_000), maps.to_owned()] {
+            for uses in [
+                "",
+                "{{ ns.x }}",
+                "{{ ns.x | tojson }}",
+                "{{ ns.x | tojson(indent=1, sort_keys=true) }}",
+                "{% if ns.x == [ns.x] or ns.x < [ns.x] %}{% endif %}",
+                "{{ [ns.x, [ns.x]] | unique | sort | length }}",
+                "{{ {ns.x: 1} | length }}",
+            ] {
+                // Whether it renders is no matter; that it returns is.
+                let _ = render(Some(&format!("{build}{uses}")), &[]);
+            }
+        }
+        let macros = "{% macro m(x) %}{{ m([x]) }}{% endmacro %}{{ m([]) }}";
+        assert!(matches!(
+            render(Some(macros), &[]),
+            Err(TextError::Template(_))
+        ));
+    }
+
+    #[test]
+    fn a_template_that_doubles_its_memory_is_cut_off() {
+        let source = "{% set ns = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+        let error = render(Some(source), &[]);
+        assert!(matches!(error, Err(TextError::Template(_))), "{error:?}");
     }
 
     #[test]

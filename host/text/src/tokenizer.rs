@@ -97,7 +97,8 @@ impl TextModel {
                 .unwrap_or_default()
         };
         let template = ChatTemplate::new(
-            source.chat_template.clone(),
+            source.chat_template.as_deref(),
+            &source.tokens,
             text_of(source.bos),
             text_of(source.eos),
         )?;
