@@ -2,6 +2,8 @@
 //!
 //! This test is its own worker: called with `worker` it is one. Hence no test harness.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use realm_sandbox::{
     CallError, Compiler, Hooks, Limits, LogLevel, Rejected, Sandbox, SandboxConfig, Tenant,
     TenantMemory,

@@ -1,6 +1,8 @@
 //! Hostile guests: each ends in its own typed error, within its budget, while another tenant's stream goes on; and
 //! afterwards every block and every byte is back.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 mod common;
 
 use common::{Neighbour, World, call, chat, collect, guest};
@@ -31,7 +33,7 @@ async fn run(
     let before = neighbour.deltas();
     let events = collect(world.sandbox.invoke(&workflow, &tenant, request)).await;
     assert_eq!(tenant.memory.bytes(), 0, "{name} left memory behind");
-    neighbour.is_well(before).await;
+    neighbour.stays_well(before).await;
     world.all_free().await;
 
     // The same sandbox serves the same tenant afterwards.
@@ -230,7 +232,7 @@ async fn a_client_that_does_not_read_stops_the_writer_until_the_deadline() {
         events.last(),
         Some(&ReplyEvent::End(Err(CallError::Deadline { ms: 400 })))
     );
-    neighbour.is_well(0).await;
+    neighbour.stays_well(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

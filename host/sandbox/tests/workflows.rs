@@ -1,5 +1,7 @@
 //! The good cases: the ready-made components, the SDK's functions, streaming, and inert WASI.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 mod common;
 
 use common::{World, call, chat, collect, guest, prebuilt, request, text};
@@ -27,7 +29,7 @@ fn usage(events: &[ReplyEvent]) -> Usage {
 }
 
 fn json(events: &[ReplyEvent]) -> Value {
-    match &events[..] {
+    match events {
         [ReplyEvent::Json(value), ReplyEvent::End(Ok(_))] => serde_json::from_str(value).unwrap(),
         other => panic!("{other:?}"),
     }

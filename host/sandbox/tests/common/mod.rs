@@ -247,7 +247,7 @@ impl Neighbour {
     }
 
     /// It is still streaming and was never held up for long. Hangs up.
-    pub async fn is_well(self, before: usize) {
+    pub async fn stays_well(self, before: usize) {
         let until = Instant::now() + Duration::from_secs(5);
         while self.deltas() < before + 20 {
             assert!(!self.task.is_finished(), "the neighbour's stream ended");
