@@ -2,6 +2,43 @@
 //!
 //! [`TextModel`] is what a model file says about text, checked once. It knows nothing of the file's format: whoever reads
 //! the file fills a [`TextSource`]. No I/O, no unsafe code, and work that stays near-linear in the input whatever it is.
+//!
+//! ```
+//! use realm_text::{ChatMessage, Detokenizer, Specials, StopMatcher, TextModel, TextSource};
+//!
+//! // A vocabulary of single bytes and two control tokens; a model file has more.
+//! let mut tokens: Vec<String> = (0..=255).map(|byte: u8| format!("<0x{byte:02X}>")).collect();
+//! tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
+//! let model = TextModel::new(TextSource {
+//!     model: "llama".into(),
+//!     scores: vec![0.0; tokens.len()],
+//!     token_types: [vec![6; 256], vec![3; 2]].concat(),
+//!     tokens,
+//!     eos: Some(257),
+//!     add_bos: Some(false),
+//!     add_space_prefix: Some(false),
+//!     ..TextSource::default()
+//! })?;
+//!
+//! // In: a chat as the model reads it. Names of control tokens count here, and not in text of strangers.
+//! let user = ChatMessage { role: "user".into(), content: "hi".into(), name: None, tool_call_id: None, tool_calls: vec![] };
+//! let prompt = model.chat_tokens(&[user], &[], true)?;
+//! assert_eq!(prompt[0], 256);
+//! assert_eq!(model.encode("<|im_start|>", Specials::Literal, true).len(), 12);
+//!
+//! // Out: tokens to characters to text before a stop string, a token at a time.
+//! let (mut characters, mut stops) = (Detokenizer::new(), StopMatcher::new(vec!["\n\n".into()]));
+//! let mut answer = String::new();
+//! for id in model.encode("café\n\nmore", Specials::Literal, true) {
+//!     let output = stops.push(&characters.push(model.token_bytes(id)));
+//!     answer.push_str(&output.text);
+//!     if output.matched.is_some() || model.is_end_of_generation(id) {
+//!         break;
+//!     }
+//! }
+//! assert_eq!(answer, "café");
+//! # Ok::<(), realm_text::TextError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -61,7 +61,7 @@ pub enum Specials {
 #[derive(Debug)]
 enum Algorithm {
     ByteLevel(Box<ByteLevel>),
-    SentencePiece(SentencePiece),
+    SentencePiece(Box<SentencePiece>),
 }
 
 /// Everything a model knows about text. Immutable; share it by `Arc`.
@@ -107,7 +107,7 @@ impl TextModel {
         let algorithm = if byte_level {
             Algorithm::ByteLevel(Box::new(ByteLevel::new(source)?))
         } else {
-            Algorithm::SentencePiece(SentencePiece::new(source)?)
+            Algorithm::SentencePiece(Box::new(SentencePiece::new(source)?))
         };
         Ok(TextModel {
             vocabulary,

@@ -1,6 +1,8 @@
 //! Tokenising held to two independent implementations, on the vocabularies of real models; and what a hostile
 //! vocabulary or text can do.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use realm_text::{ChatMessage, Specials, TextError, TextModel, TextSource};
 use realm_weights::Gguf;
 use serde_json::Value;
@@ -214,7 +216,7 @@ fn every_id_has_bytes_or_none_and_never_a_panic() {
     }
 }
 
-/// Eight times the text may take a little more than eight times as long, never sixty-four times.
+/// Sixteen times the text may take a little more than sixteen times as long, never 256 times.
 #[test]
 fn adversarial_text_takes_near_linear_time() {
     for model in [smollm2(), gemma3()] {
@@ -232,10 +234,10 @@ fn adversarial_text_takes_near_linear_time() {
                     .min()
                     .unwrap()
             };
-            let (short, long) = (time(25_000), time(200_000));
+            let (short, long) = (time(12_500), time(200_000));
             assert!(
-                long < short * 32,
-                "{unit:?}: 25 KB in {short:?}, 200 KB in {long:?}"
+                long < short * 100,
+                "{unit:?}: 12.5 KB in {short:?}, 200 KB in {long:?}"
             );
         }
     }

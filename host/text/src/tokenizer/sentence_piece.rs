@@ -117,12 +117,15 @@ impl SentencePiece {
         }
     }
 
-    fn join(&self, text: &str, symbols: &mut [Symbol]) {
+    /// Joins neighbours until no pair is a token; returns how many pairs it looked at.
+    fn join(&self, text: &str, symbols: &mut [Symbol]) -> usize {
         let mut pairs = BinaryHeap::new();
+        let mut seen = 0;
         for right in 1..symbols.len() {
             self.consider(text, symbols, right - 1, right, &mut pairs);
         }
         while let Some(pair) = pairs.pop() {
+            seen += 1;
             let (left, right) = (&symbols[pair.left], &symbols[pair.right]);
             if left.bytes == 0 || right.bytes == 0 || left.bytes + right.bytes != pair.bytes {
                 continue;
@@ -139,6 +142,7 @@ impl SentencePiece {
                 self.consider(text, symbols, before, pair.left, &mut pairs);
             }
         }
+        seen
     }
 
     fn consider(
@@ -179,4 +183,27 @@ fn symbols(text: &str) -> Vec<Symbol> {
         last.after = None;
     }
     symbols
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joining_looks_at_a_few_pairs_a_character() {
+        let mut tokens: Vec<String> = (0..16).map(|log| "a".repeat(1 << log)).collect();
+        tokens.extend((0..=255_u8).map(|byte| format!("<0x{byte:02X}>")));
+        // Both orders: long tokens first, and short ones first.
+        for sign in [1.0, -1.0] {
+            let pieces = SentencePiece::new(TextSource {
+                model: "llama".into(),
+                scores: (0..tokens.len()).map(|id| sign * id as f32).collect(),
+                tokens: tokens.clone(),
+                ..TextSource::default()
+            });
+            let text = "a".repeat(200_000);
+            let seen = pieces.unwrap().join(&text, &mut symbols(&text));
+            assert!(seen < 4 * text.len(), "{seen} pairs");
+        }
+    }
 }
