@@ -42,6 +42,8 @@ pub struct Config {
     pub kv_memory_mib: u64,
     /// Longest sequence in tokens; by default what the model was made for.
     pub context_max: Option<u32>,
+    /// How finely activations are rounded.
+    pub activations: Activations,
     /// Tokens the engine computes in one step at most.
     pub step_tokens_max: u32,
     /// Sequences in one batch at most.
@@ -84,6 +86,25 @@ pub struct CallLimits {
     pub log_kib_max: u64,
 }
 
+/// How finely activations are rounded where they meet quantised weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// To 8 bits: most tokens a second.
+    Int8,
+    /// To 16 bits: answers as of unrounded activations.
+    Int16,
+}
+
+impl From<Activations> for realm_engine::Activations {
+    fn from(activations: Activations) -> realm_engine::Activations {
+        match activations {
+            Activations::Int8 => realm_engine::Activations::Int8,
+            Activations::Int16 => realm_engine::Activations::Int16,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -96,6 +117,7 @@ impl Default for Config {
             threads: 0,
             kv_memory_mib: 1024,
             context_max: None,
+            activations: Activations::Int8,
             step_tokens_max: 256,
             sequences_running_max: 64,
             queue_max: 256,
@@ -177,6 +199,10 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_max: Option<u32>,
+    /// How finely activations are rounded; int16 takes up to twice the time and all but removes rounding [default: int8]
+    #[arg(long, value_name = "BITS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Activations>,
     /// Tokens computed in one step at most [default: 256]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]

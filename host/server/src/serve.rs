@@ -1,6 +1,6 @@
 //! `realm serve`: puts everything together, says when it is ready, and takes it apart again.
 //!
-//! Told to stop, it accepts nothing more, lets what is in flight go on for `drain_ms`, and ends with status 0.
+//! Told to stop, it refuses new requests, lets what is in flight go on for `drain_ms`, and ends with status 0.
 
 use crate::auth::{NewKey, random, random_hex};
 use crate::config::{Config, model_name_of};
@@ -139,6 +139,7 @@ pub async fn load_model(
         threads: config.threads,
         kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
         context_max: config.context_max,
+        activations: config.activations.into(),
     };
     let engine_config = EngineConfig {
         step_tokens_max: config.step_tokens_max,
@@ -296,15 +297,13 @@ async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
         .with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
+/// Accepts until it is aborted. While the server stops it goes on, so that `/ready` can say so: new requests are
+/// refused then, and their connections are not waited for.
 async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
     loop {
-        let accepted = tokio::select! {
-            () = app.until_stopping() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
+        match listener.accept().await {
             Ok((stream, _)) => {
-                let open = Open::new(&app);
+                let open = (!app.is_stopping()).then(|| Open::new(&app));
                 tokio::spawn(connection(Arc::clone(&app), stream, router.clone(), open));
             }
             Err(error) => {
@@ -316,13 +315,14 @@ async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
     }
 }
 
-async fn connection(app: Arc<App>, stream: TcpStream, router: Router, _open: Open) {
+async fn connection(app: Arc<App>, stream: TcpStream, router: Router, open: Option<Open>) {
     // Tokens go out one by one; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT);
+        .header_read_timeout(HEADER_WAIT)
+        .keep_alive(open.is_some());
     let service = TowerToHyperService::new(router);
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
@@ -330,7 +330,7 @@ async fn connection(app: Arc<App>, stream: TcpStream, router: Router, _open: Ope
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = app.until_stopping() => {
+        () = app.until_stopping(), if open.is_some() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -1,6 +1,6 @@
 //! `realm run`: one question to one model, through the sandbox as in the server, without the server.
 
-use crate::config::{CallLimits, model_name_of};
+use crate::config::{Activations, CallLimits, model_name_of};
 use crate::workflows::passthrough_wasm;
 use anyhow::{Context, Result, bail};
 use realm_engine::text::ChatMessage;
@@ -40,6 +40,9 @@ pub(super) struct Run {
     /// Threads that compute; 0 is one per processor
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// How finely activations are rounded; a server takes int8, but one question alone can afford int16
+    #[arg(long, value_name = "BITS", default_value = "int16")]
+    activations: Activations,
 }
 
 /// What the component logs goes nowhere: it is our own and says nothing.
@@ -137,6 +140,7 @@ fn load(run: &Run, name: &str) -> Result<Engine> {
     let gguf = Gguf::open(&run.model).with_context(|| format!("cannot read the model {path}"))?;
     let options = ModelOptions {
         threads: run.threads,
+        activations: run.activations.into(),
         ..ModelOptions::default()
     };
     let config = EngineConfig {
