@@ -144,14 +144,14 @@ def several_choices_stream_side_by_side():
 
 @check
 def a_stop_string_ends_the_text_before_itself():
-    plain = chat().choices[0].message.content
-    assert "Paris" in plain
-    for stop in ("Paris", ["never seen", "Paris"]):
-        stopped = chat(stop=stop).choices[0]
-        assert stopped.message.content == plain.split("Paris")[0], stopped
+    plain = complete().choices[0].text
+    word = plain.split()[4]
+    for stop in (word, ["never seen", word]):
+        stopped = complete(stop=stop).choices[0]
+        assert stopped.text == plain.split(word)[0], stopped
         assert stopped.finish_reason == "stop"
-    streamed = "".join(c.choices[0].delta.content or "" for c in chat(stop="Paris", stream=True) if c.choices)
-    assert streamed == plain.split("Paris")[0]
+    streamed = "".join(chunk.choices[0].text for chunk in complete(stop=word, stream=True) if chunk.choices)
+    assert streamed == plain.split(word)[0]
 
 
 @check
@@ -209,14 +209,13 @@ def a_prompt_may_be_token_ids():
 
 
 @check
-def a_system_turn_and_earlier_turns_reach_the_model():
-    messages = [
-        {"role": "system", "content": "You answer with one word."},
-        {"role": "user", "content": "My name is Marguerite."},
-        {"role": "assistant", "content": "Hello Marguerite."},
-        {"role": "user", "content": "What is my name?"},
-    ]
-    assert "Marguerite" in chat(messages=messages).choices[0].message.content
+def every_turn_reaches_the_model_through_its_template():
+    turns = [("system", "You are a pirate."), ("user", "Hello."), ("assistant", "Ahoy!"), ("user", "Who are you?")]
+    rendered = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    by_hand = complete(prompt=rendered, max_tokens=24)
+    answer = chat(messages=[{"role": role, "content": text} for role, text in turns], max_tokens=24)
+    assert answer.choices[0].message.content == by_hand.choices[0].text
+    assert answer.usage.prompt_tokens == by_hand.usage.prompt_tokens
 
 
 @check

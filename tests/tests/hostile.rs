@@ -9,7 +9,7 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// Small budgets, so that the tests are short. The wall limit also holds for the neighbour.
-const LIMITS: &str = "[limits]\ncpu_ms_max = 400\nwall_ms_max = 8000\nmemory_mib_max = 32\n";
+const LIMITS: &str = "[limits]\ncpu_ms_max = 400\nwall_ms_max = 8000\nmemory_mib_max = 128\n";
 /// The neighbour's longest wait between two pieces of its stream. Far above a step, far below any budget.
 const GAP_MAX: Duration = Duration::from_secs(2);
 
