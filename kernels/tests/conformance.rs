@@ -16,6 +16,8 @@ const NMSE_MAX_FLOAT: f64 = 1e-11;
 /// Against the reference on f32 activations: rounding them to int8 in groups of 32, outliers among them. Asked of
 /// outputs large enough for the mean to mean something.
 const NMSE_MAX_INT8_ACTIVATIONS: f64 = 5e-4;
+/// The rounding of an int8 code is rounded to 254 steps again: 4e-9 of the above would be ideal, f32 sums add to it.
+const NMSE_MAX_INT16_ACTIVATIONS: f64 = 1e-8;
 const OUTPUTS_MIN_INT8: usize = 200;
 /// Attention: f32 against f64 on the same f16 keys and values.
 const NMSE_MAX_ATTENTION: f64 = 1e-10;
@@ -248,6 +250,43 @@ fn the_largest_codes_and_activations_do_not_overflow() {
                         ty.name(),
                         got[0],
                         want[0]
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn int16_activations_come_close_and_depend_on_nothing_else() {
+    on_every_isa(|isa| {
+        let mut random = Random(12);
+        let cpu = Cpu::with_int16_activations(isa, 2);
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols, count) = (37, 512, 9);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let x = random.floats(count * cols);
+            let mut want = vec![0.0; count * rows];
+            reference::matmul(view, &x, &mut want);
+            let got = matmul(&cpu, view, &x);
+            let (error, what) = (
+                nmse(&got, &want),
+                format!("{} on {}", ty.name(), isa.name()),
+            );
+            assert!(error < NMSE_MAX_INT16_ACTIVATIONS, "{what}: {error:e}");
+            for threads in [1, 3] {
+                let cpu = Cpu::with_int16_activations(isa, threads);
+                for (row, x) in x.chunks_exact(cols).enumerate() {
+                    let batched = &got[row * rows..(row + 1) * rows];
+                    assert!(
+                        same_bits(&matmul(&cpu, view, x), batched),
+                        "{what}, row {row}"
                     );
                 }
             }
@@ -558,7 +597,13 @@ fn gate_up_act_quantises_for_the_next_matrix() {
             out
         };
         let int8 = run(&Cpu::with_isa(isa, 2), &x);
+        let int16 = run(&Cpu::with_int16_activations(isa, 2), &x);
         let exact = run(&Cpu::with_exact_activations(isa, 2), &x);
+        assert!(
+            nmse(&int16, &exact) < NMSE_MAX_INT16_ACTIVATIONS,
+            "{:e}",
+            nmse(&int16, &exact)
+        );
         assert!(nmse(&int8, &exact) < 2e-3, "{:e}", nmse(&int8, &exact));
         for threads in [1, 3] {
             let cpu = Cpu::with_isa(isa, threads);

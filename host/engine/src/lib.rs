@@ -45,7 +45,7 @@ pub use clock::{Clock, SystemClock};
 pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;
 pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
-pub use model::{LoadError, ModelOptions};
+pub use model::{Activations, LoadError, ModelOptions};
 pub use outlet::{Event, Finish, StopReason, Usage};
 pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
 pub use realm_text as text;

@@ -12,6 +12,7 @@ mod text_source;
 use std::collections::TryReserveError;
 use std::sync::Arc;
 
+use realm_kernels::cpu::Isa;
 use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer};
 use realm_text::{TextError, TextModel};
 use realm_weights::{Gguf, GgufError};
@@ -34,6 +35,18 @@ pub struct ModelOptions {
     pub kv_bytes_max: u64,
     /// Longest sequence in tokens; `None` is the model's own limit, which also caps a larger value.
     pub context_max: Option<u32>,
+    /// How finely activations are rounded where they meet quantised weights.
+    pub activations: Activations,
+}
+
+/// How finely activations are rounded where they meet quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// 8 bits, as most engines do: fastest. Where two tokens are almost equally likely it may pick the other one.
+    #[default]
+    Int8,
+    /// 16 bits: up to twice the time a step; practically what unrounded activations give.
+    Int16,
 }
 
 impl Default for ModelOptions {
@@ -42,6 +55,7 @@ impl Default for ModelOptions {
             threads: 0,
             kv_bytes_max: 1 << 30,
             context_max: None,
+            activations: Activations::default(),
         }
     }
 }
@@ -150,7 +164,11 @@ pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError>
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    load_on(Cpu::new(threads), &gguf, options)
+    let cpu = match options.activations {
+        Activations::Int8 => Cpu::new(threads),
+        Activations::Int16 => Cpu::with_int16_activations(Isa::best(), threads),
+    };
+    load_on(cpu, &gguf, options)
 }
 
 /// [`load`] on a given CPU back end; its thread count replaces that of the options.

@@ -409,6 +409,7 @@ fn the_kv_budget_and_the_options_bound_the_context() {
             threads: 1,
             kv_bytes_max,
             context_max,
+            ..ModelOptions::default()
         };
         load(gguf.clone(), options).map(|(_, facts, _)| facts)
     };

@@ -1,9 +1,9 @@
 //! Rows of activations as the matrix operations read them: f32 for float weights, int8 groups for quantised ones.
 
-use super::Cpu;
 use super::isa::Kernel;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::{Cpu, Rounding};
 use crate::quant::GROUP;
 
 /// 32 activations of one row: `x ≈ code * scale`, and the sums that the weights' offsets are multiplied with.
@@ -16,13 +16,17 @@ pub(crate) struct ActivationGroup {
     pub(crate) half_sums: [f32; 2], // the same of either half
 }
 
+/// The most int8 codes an activation is made of: see [`Cpu::with_int16_activations`].
+pub(crate) const TERMS_MAX: usize = 2;
+
 /// Rows of activations, made once for all matrices that read them. Scratch: reused from call to call, it only grows.
 #[derive(Default)]
 pub struct Activations {
     rows: usize,
     cols: usize,
-    values: Vec<f32>,             // [rows, cols]
-    groups: Vec<ActivationGroup>, // [rows, cols / 32]; unused when `cols` is no multiple of 32
+    terms: usize,     // codes of an activation: 1, 2, or 0 when only values are there
+    values: Vec<f32>, // [rows, cols]
+    groups: Vec<ActivationGroup>, // [rows, terms, cols / 32]
 }
 
 impl Activations {
@@ -36,9 +40,14 @@ impl Activations {
         self.cols
     }
 
-    /// Whether there are int8 groups.
-    pub(crate) fn is_grouped(&self) -> bool {
-        self.cols.is_multiple_of(GROUP)
+    /// Int8 codes that an activation is the sum of.
+    pub(crate) fn terms(&self) -> usize {
+        self.terms
+    }
+
+    /// Groups of a row, all terms together.
+    pub(crate) fn groups_per_row(&self) -> usize {
+        self.terms * (self.cols / GROUP)
     }
 
     /// The f32 values of a row.
@@ -46,30 +55,37 @@ impl Activations {
         &self.values[row * self.cols..(row + 1) * self.cols]
     }
 
-    /// The groups of a row.
-    pub(crate) fn groups(&self, row: usize) -> &[ActivationGroup] {
+    /// The groups of a term of a row; none of a term that is not there.
+    pub(crate) fn groups(&self, row: usize, term: usize) -> &[ActivationGroup] {
+        if term >= self.terms {
+            return &[];
+        }
         let groups = self.cols / GROUP;
-        &self.groups[row * groups..(row + 1) * groups]
+        &self.groups[(row * self.terms + term) * groups..][..groups]
     }
 
     /// Gives the rows a shape; their contents are whatever was there.
-    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) {
+    ///
+    /// A width that is no multiple of 32 has no quantised weights, so it needs no codes.
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize, rounding: Rounding) {
         self.rows = rows;
         self.cols = cols;
+        self.terms = match rounding {
+            _ if !cols.is_multiple_of(GROUP) => 0,
+            Rounding::Int8 => 1,
+            Rounding::Int16 => TERMS_MAX,
+            Rounding::Exact => 0,
+        };
         if self.values.len() < rows * cols {
             self.values.resize(rows * cols, 0.0);
         }
-        let groups = if self.is_grouped() {
-            rows * cols / GROUP
-        } else {
-            0
-        };
+        let groups = rows * self.groups_per_row();
         if self.groups.len() < groups {
             self.groups.resize(groups, ActivationGroup::default());
         }
     }
 
-    /// The rows for tasks to write: values `[rows, cols]` and groups `[rows, cols / 32]`.
+    /// The rows for tasks to write: values `[rows, cols]` and groups `[rows, terms, cols / 32]`.
     pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, SharedOut<'_, ActivationGroup>) {
         (
             SharedOut::new(&mut self.values),
@@ -85,7 +101,7 @@ impl Cpu {
     /// When `x` is not whole rows.
     pub fn quantize(&self, x: &[f32], cols: usize, out: &mut Activations) {
         assert!(x.len().is_multiple_of(cols), "whole rows");
-        out.reshape(x.len() / cols, cols);
+        out.reshape(x.len() / cols, cols, self.rounding);
         self.fill(out, |row, values| {
             values.copy_from_slice(&x[row * cols..(row + 1) * cols])
         });
@@ -93,8 +109,7 @@ impl Cpu {
 
     /// Fills each row of `out` by `fill(row, values)` and quantises it while it is in the cache.
     pub(crate) fn fill(&self, out: &mut Activations, fill: impl Fn(usize, &mut [f32]) + Sync) {
-        let (rows, cols, grouped) = (out.rows, out.cols, out.is_grouped());
-        let groups_per_row = if grouped { cols / GROUP } else { 0 };
+        let (rows, cols, groups_per_row) = (out.rows, out.cols, out.groups_per_row());
         let (values, groups) = out.parts();
         self.split(rows, cols, |range| {
             for row in range {
@@ -104,7 +119,7 @@ impl Cpu {
                 let groups =
                     unsafe { groups.part(row * groups_per_row..(row + 1) * groups_per_row) };
                 fill(row, values);
-                if !self.exact {
+                if !groups.is_empty() {
                     self.isa.run(Quantize { values, groups });
                 }
             }
@@ -112,10 +127,10 @@ impl Cpu {
     }
 }
 
-/// f32 to int8 groups: 127 is the group's largest magnitude.
+/// One row of f32 to int8 groups, of one term or two: 127 is the group's largest magnitude.
 pub(crate) struct Quantize<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) groups: &'a mut [ActivationGroup],
+    pub(crate) values: &'a [f32],                 // [cols]
+    pub(crate) groups: &'a mut [ActivationGroup], // [terms, cols / 32]
 }
 
 impl Kernel for Quantize<'_> {
@@ -123,8 +138,14 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (x, group) in self.values.as_chunks::<GROUP>().0.iter().zip(self.groups) {
+        let values = self.values.as_chunks::<GROUP>().0;
+        let (groups, rests) = self.groups.split_at_mut(values.len());
+        for (x, group) in values.iter().zip(groups.iter_mut()) {
             quantize_group(s, x, group);
+        }
+        for ((x, group), rest) in values.iter().zip(groups).zip(rests) {
+            let left = std::array::from_fn(|i| x[i] - f32::from(group.codes[i]) * group.scale);
+            quantize_group(s, &left, rest);
         }
     }
 }

@@ -6,7 +6,6 @@ use super::matrix::PANEL_ROWS;
 use super::shared::SharedOut;
 use super::simd::Simd;
 use super::{Activation, Activations, Cpu, Matrix};
-use crate::quant::GROUP;
 
 impl Cpu {
     /// `out = act(x · Gᵀ) * (x · Uᵀ)`, ready for the next matrix. `tmp` is scratch.
@@ -28,11 +27,11 @@ impl Cpu {
             "gate and up have one shape"
         );
         let (rows, width) = (x.rows(), up.rows());
-        out.reshape(rows, width);
+        out.reshape(rows, width, self.rounding);
         if tmp.len() < rows * width {
             tmp.resize(rows * width, 0.0);
         }
-        let grouped = out.is_grouped();
+        let per_row = out.groups_per_row();
         let (values, groups) = out.parts();
         let gated = SharedOut::new(tmp);
         self.split(up.panels(), 2 * up.cols() * PANEL_ROWS * rows, |panels| {
@@ -52,10 +51,9 @@ impl Cpu {
             // SAFETY: as above, and of `values`.
             unsafe { self.panels(up, x, panels, second) };
         });
-        if !grouped || self.exact {
+        if per_row == 0 {
             return;
         }
-        let per_row = width / GROUP;
         self.split(rows, width, |range| {
             for row in range {
                 // SAFETY: every row belongs to one task.

@@ -4,12 +4,12 @@
 //! hold: the codes of a group are unpacked once for a tile and multiplied with every row of it. An output element is one
 //! lane of one accumulator, summed over the groups in order, so it is the same in a tile of any size.
 
-use super::activations::ActivationGroup;
+use super::activations::{ActivationGroup, TERMS_MAX};
 use super::isa::Kernel;
 use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
 use super::simd::Simd;
-use super::{Activation, Activations, Cpu, Matrix};
+use super::{Activation, Activations, Cpu, Matrix, Rounding};
 use crate::quant::{BlockType, Scales, offset};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -116,7 +116,7 @@ impl Cpu {
                 }),
             };
         };
-        if self.exact {
+        if self.rounding == Rounding::Exact {
             let mut scratch = vec![0.0; w.cols() * PANEL_ROWS];
             for panel in panels {
                 dequantize_panel(layout, w.panel(panel), &mut scratch);
@@ -189,11 +189,16 @@ impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES>
         for start in self.panels.clone().step_by(block) {
             let panels = start..self.panels.end.min(start + block);
             tiles!(self.x.rows(), |row, N| {
-                let x: [&[ActivationGroup]; N] = std::array::from_fn(|i| self.x.groups(row + i));
+                let x: [[&[ActivationGroup]; N]; TERMS_MAX] = std::array::from_fn(|term| {
+                    std::array::from_fn(|i| self.x.groups(row + i, term))
+                });
                 for panel in panels.clone() {
                     let bytes = self.w.panel(panel);
                     for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                        let y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, &x);
+                        let mut y = [s.splat(0.0); N];
+                        for x in &x[..self.x.terms()] {
+                            y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, x, y);
+                        }
                         put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
                     }
                 }
@@ -202,7 +207,7 @@ impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES>
     }
 }
 
-/// `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
+/// `acc` plus `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
 #[inline(always)]
 fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
     s: S,
@@ -210,6 +215,7 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
     panel: &[u8],
     lane: usize,
     x: &[&[ActivationGroup]; N],
+    mut acc: [S::F; N],
 ) -> [S::F; N] {
     let groups = x[0].len();
     let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
@@ -222,7 +228,6 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
         "rows as wide as the panel"
     );
     let halves = SCALES == Scales::SuperHalves as u8;
-    let mut acc = [s.splat(0.0); N];
     for g in 0..groups {
         // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
         // every access is to the `LANES` rows from `lane` on, and `lane + LANES <= 16`.

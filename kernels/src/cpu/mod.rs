@@ -34,7 +34,15 @@ const TASK_ELEMENTS: usize = 64 * 1024;
 pub struct Cpu {
     isa: Isa,
     pool: Arc<Pool>,
-    exact: bool,
+    rounding: Rounding,
+}
+
+/// What becomes of activations before they meet quantised weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    Int8,
+    Int16,
+    Exact,
 }
 
 impl Cpu {
@@ -48,7 +56,16 @@ impl Cpu {
         Cpu {
             isa,
             pool: Arc::new(Pool::new(threads.max(1))),
-            exact: false,
+            rounding: Rounding::Int8,
+        }
+    }
+
+    /// As [`with_isa`](Cpu::with_isa), but activations are rounded to 16 bits: an int8 code and an int8 code of what that
+    /// left over. Twice the work of a matrix operation, and the rounding of activations all but vanishes.
+    pub fn with_int16_activations(isa: Isa, threads: usize) -> Cpu {
+        Cpu {
+            rounding: Rounding::Int16,
+            ..Cpu::with_isa(isa, threads)
         }
     }
 
@@ -56,7 +73,7 @@ impl Cpu {
     /// and dequantised weights. Several times slower; it separates errors of a model's graph from those of rounding.
     pub fn with_exact_activations(isa: Isa, threads: usize) -> Cpu {
         Cpu {
-            exact: true,
+            rounding: Rounding::Exact,
             ..Cpu::with_isa(isa, threads)
         }
     }

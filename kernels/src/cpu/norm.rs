@@ -52,7 +52,7 @@ impl Cpu {
     pub fn norm_quantize(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Activations) {
         let width = weight.len();
         assert!(x.len().is_multiple_of(width), "whole rows");
-        out.reshape(x.len() / width, width);
+        out.reshape(x.len() / width, width, self.rounding);
         self.fill(out, |row, out| {
             let x = &x[row * width..(row + 1) * width];
             self.isa.run(NormRow {
