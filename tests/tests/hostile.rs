@@ -53,7 +53,7 @@ fn neighbour_stream(neighbour: &Tenant) -> Result<(String, Duration)> {
     body["stream"] = json!(true);
     let mut stream = neighbour.http.stream("/v1/chat/completions", &body)?;
     let (mut text, mut gap, mut last) = (String::new(), Duration::ZERO, Instant::now());
-    while let Some(event) = stream.next() {
+    for event in stream.by_ref() {
         text.push_str(&realm_tests::http::delta_text(&event?)?);
         gap = gap.max(last.elapsed());
         last = Instant::now();
