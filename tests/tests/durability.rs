@@ -120,7 +120,7 @@ fn check_all(server: &Server, acknowledged: &[Acknowledged]) -> Result<()> {
         .ok()?;
     for upload in acknowledged {
         let workflow = listed_workflow(&listed, &upload.workflow)
-            .with_context(|| format!("{}", upload.workflow))?;
+            .with_context(|| format!("{} is lost", upload.workflow))?;
         let versions = workflow["versions"]
             .as_array()
             .context("a workflow lists its versions")?;
