@@ -12,8 +12,12 @@ pub fn interpreter() -> Result<PathBuf> {
     let requirements = paths::repository().join("tests/python/requirements.txt");
     let pinned = std::fs::read(&requirements)
         .with_context(|| format!("reading {}", requirements.display()))?;
-    // Named by what is installed: other pins are another folder, and a half-made one never carries the name.
-    let name = format!("{:x}", Sha256::digest(&pinned));
+    // Named by what is installed and for which Python, since some wheels are compiled.
+    let python = Command::new("python3")
+        .arg("-VV")
+        .output()
+        .context("the test needs python3")?;
+    let name = format!("{:x}", Sha256::digest([pinned, python.stdout].concat()));
     let finished = paths::target_dir()?.join("venv").join(&name[..16]);
     let python = finished.join("bin/python");
     if finished.join("complete").is_file() {
