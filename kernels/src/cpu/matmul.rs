@@ -235,6 +235,14 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
             unsafe { scales::<S, BITS, SCALES>(s, layout, panel.as_ptr(), lane, g) };
         // SAFETY: as above.
         let lines = unsafe { panel.as_ptr().add(g * group_bytes + 4 * lane) };
+        // The same group of the next panel. A tile of several rows works so long on a group that the processor does not
+        // look far enough ahead by itself: without this, 8 rows wait for memory half of the time.
+        let next = lines.wrapping_add(layout.end);
+        for line in 0..BITS as usize {
+            s.prefetch(next.wrapping_add(line * LINE));
+        }
+        let next_scales = panel.as_ptr().wrapping_add(layout.end + layout.scales_at);
+        s.prefetch(next_scales.wrapping_add(g * layout.scale_bytes));
         let mut dots = [s.int_zero(); N];
         // SAFETY: as above: the lines of group `g`.
         let codes = unsafe { unpack::<S, BITS, 0>(s, lines) };

@@ -168,6 +168,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_codes(self, p: *const u8) -> __m256i {
         // SAFETY: `self` proves the instructions; 32 bytes are readable by the caller's promise.
         unsafe { _mm256_loadu_si256(p.cast()) }

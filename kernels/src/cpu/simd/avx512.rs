@@ -154,6 +154,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_codes(self, p: *const u8) -> __m512i {
         // SAFETY: `self` proves the instructions; 64 bytes are readable by the caller's promise.
         unsafe { _mm512_loadu_si512(p.cast()) }

@@ -76,6 +76,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     fn int_zero(self) -> Self::I;
     fn int_to_float(self, a: Self::I) -> Self::F;
+    /// Asks for the line at `p` to be brought into the second-level cache; any address will do.
+    fn prefetch(self, p: *const u8);
     /// # Safety
     /// `4 * LANES` bytes are readable at `p`.
     unsafe fn load_codes(self, p: *const u8) -> Self::C;

@@ -141,6 +141,8 @@ impl Simd for Scalar {
         a.map(|v| v as f32)
     }
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
     unsafe fn load_codes(self, p: *const u8) -> Self::C {
         // SAFETY: the caller's promise of `4 * LANES` readable bytes.
         unsafe { p.cast::<Self::C>().read_unaligned() }
