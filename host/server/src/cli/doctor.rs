@@ -1,6 +1,7 @@
 //! `realm doctor`: looks over what the server needs and says what it finds; a finding is an error.
 
 use super::client::line;
+use crate::auth::{hex, sha256};
 use crate::config::{Config, Flags};
 use crate::hooks::TenantLogs;
 use crate::registry::Catalog;
@@ -86,20 +87,29 @@ async fn registry(folder: &Path) -> Result<String> {
         bail!("damaged: {}", damage.join("; "));
     }
     let digests = catalog.digests().await?;
-    let missing = digests
+    let wrong: Vec<String> = digests
         .iter()
-        .filter(|digest| !folder.join("blobs").join(format!("{digest}.wasm")).exists());
-    match missing.count() {
-        0 => Ok(format!(
-            "{} tenants, {} components",
-            catalog.tenants().await?.len(),
-            digests.len()
-        )),
-        missing => bail!(
-            "{missing} components are missing from {}",
-            folder.join("blobs").display()
-        ),
+        .filter_map(|digest| component(folder, digest).err())
+        .map(|error| format!("{error:#}"))
+        .collect();
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("; "));
     }
+    Ok(format!(
+        "{} tenants, {} components",
+        catalog.tenants().await?.len(),
+        digests.len()
+    ))
+}
+
+/// Reads a component and holds it to its digest.
+fn component(folder: &Path, digest: &str) -> Result<()> {
+    let path = folder.join("blobs").join(format!("{digest}.wasm"));
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if hex(&sha256(&bytes)) != digest {
+        bail!("{} is not what was uploaded", path.display());
+    }
+    Ok(())
 }
 
 /// Goes the whole way of an upload, the compiler's own process included.
