@@ -7,19 +7,25 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 /// A frame that does not come within this time fails the test.
 const FRAME_WAIT: Duration = Duration::from_secs(60);
 
 /// One open connection.
 pub struct Socket {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    stream: WebSocketStream<TcpStream>,
 }
 
 impl Socket {
     /// Connects to `/ws` of a server at `base` (`http://...`), with the key in the header when there is one.
     pub async fn connect(base: &str, key: Option<&str>) -> Result<Socket> {
+        let stream = TcpStream::connect(base.trim_start_matches("http://")).await?;
+        Socket::connect_over(stream, base, key).await
+    }
+
+    /// The same over a TCP connection to the server that the caller has opened.
+    pub async fn connect_over(stream: TcpStream, base: &str, key: Option<&str>) -> Result<Socket> {
         let url = format!("{}/ws", base.replacen("http", "ws", 1));
         let mut request = url.into_client_request()?;
         if let Some(key) = key {
@@ -27,7 +33,7 @@ impl Socket {
                 .headers_mut()
                 .insert("authorization", format!("Bearer {key}").parse()?);
         }
-        let (stream, _) = connect_async(request)
+        let (stream, _) = client_async(request, stream)
             .await
             .context("the WebSocket handshake")?;
         Ok(Socket { stream })

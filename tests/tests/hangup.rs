@@ -1,10 +1,14 @@
-//! The two ways a stream ends early: the client leaves, or the server is told to stop.
+//! The ways a stream ends early: the client leaves, it takes nothing, or the server is told to stop.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
-use realm_tests::server::{MODEL, Server, chat_body};
+use realm_tests::paths;
+use realm_tests::server::{DataDir, MODEL, Server, Tenant, chat_body};
+use realm_tests::socket::Socket;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A stream long enough not to end by itself while the test looks.
 fn long_stream() -> Value {
@@ -16,6 +20,21 @@ fn long_stream() -> Value {
     body["stream"] = json!(true);
     body["logit_bias"] = json!({"2": -100}); // never ends its turn
     body
+}
+
+/// The request of `body`, byte for byte, for a client that then does as it likes.
+fn request(tenant: &Tenant, body: &Value) -> String {
+    let body = body.to_string();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        tenant.key,
+        body.len()
+    )
+}
+
+fn address(server: &Server) -> &str {
+    server.url().trim_start_matches("http://")
 }
 
 #[test]
@@ -55,23 +74,74 @@ fn a_client_that_hangs_up_before_a_whole_answer_frees_its_blocks() -> Result<()>
     let tenant = server.tenant("acme")?;
     let mut body = long_stream();
     body["stream"] = json!(false);
-    let mut connection = std::net::TcpStream::connect(server.url().trim_start_matches("http://"))?;
-    let body = body.to_string();
-    std::io::Write::write_all(
-        &mut connection,
-        format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            tenant.key,
-            body.len()
-        )
-        .as_bytes(),
-    )?;
+    let mut connection = std::net::TcpStream::connect(address(&server))?;
+    std::io::Write::write_all(&mut connection, request(&tenant, &body).as_bytes())?;
     server.until("the sequence runs", |metrics| {
         metrics.sum("realm_sequences_running") == Some(1.0)
     })?;
     drop(connection);
     server.until_idle()
+}
+
+/// A server that waits half a second for a client that takes nothing.
+fn impatient() -> Result<Server> {
+    let data = DataDir::new()?;
+    let config = data.path().join("impatient.toml");
+    std::fs::write(&config, "write_ms_max = 500\n")?;
+    let config = config.to_str().context("a path in UTF-8")?.to_owned();
+    Server::start_with(data, &["--config", &config])
+}
+
+/// A connection that buffers next to nothing at its end, so that what is not read soon stops the writer.
+async fn narrow(server: &Server) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(1024)?;
+    Ok(socket.connect(address(server).parse()?).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_of_a_stream_is_hung_up_on() -> Result<()> {
+    let server = impatient()?;
+    let tenant = server.tenant("acme")?;
+    let mut connection = narrow(&server).await?;
+    let mut body = long_stream();
+    body["logprobs"] = json!(true); // more bytes than the buffers on the way hold
+    body["top_logprobs"] = json!(20);
+    connection
+        .write_all(request(&tenant, &body).as_bytes())
+        .await?;
+    server.until("the sequence runs", |metrics| {
+        metrics.sum("realm_sequences_running") == Some(1.0)
+    })?;
+    server.until_idle()?;
+    let tokens = server.metrics()?.sum("realm_tokens_completion_total");
+    ensure!(
+        tokens.context("tokens are counted")? < 1500.0,
+        "it was cancelled and not finished: {tokens:?}"
+    );
+    drop(connection);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_takes_nothing_of_its_calls_is_hung_up_on() -> Result<()> {
+    let server = impatient()?;
+    let tenant = server.tenant("acme")?;
+    server.deploy("acme", "echo", &paths::guest("echo")?)?;
+    let connection = narrow(&server).await?;
+    let mut socket = Socket::connect_over(connection, server.url(), Some(&tenant.key)).await?;
+    let params = json!({"to": 100_000_000});
+    socket
+        .send(&json!({"id": "1", "function": "echo.count", "params": params}))
+        .await?;
+    server.until("the call runs", |metrics| {
+        metrics.sum("realm_requests_in_flight") == Some(1.0)
+    })?;
+    server.until("the call is over", |metrics| {
+        metrics.sum("realm_requests_in_flight") == Some(0.0)
+    })?;
+    drop(socket);
+    Ok(())
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub struct Config {
     pub queue_max: usize,
     /// The operator's token; by default one is made once and kept in the data folder.
     pub admin_token: Option<String>,
+    /// How long a client may take nothing of what is written to it before it is hung up on.
+    pub write_ms_max: u64,
     /// How long requests in flight may go on after the server was told to stop.
     pub drain_ms: u64,
     /// Components that may run at once, over all tenants.
@@ -122,6 +124,7 @@ impl Default for Config {
             sequences_running_max: 64,
             queue_max: 256,
             admin_token: None,
+            write_ms_max: 30_000,
             drain_ms: 30_000,
             instances_max: 128,
             tenant_requests_max: 64,
@@ -247,6 +250,7 @@ impl Config {
             ("step_tokens_max", self.step_tokens_max.into()),
             ("sequences_running_max", self.sequences_running_max.into()),
             ("queue_max", self.queue_max as u64),
+            ("write_ms_max", self.write_ms_max),
             ("instances_max", self.instances_max.into()),
             ("tenant_requests_max", self.tenant_requests_max.into()),
             ("tenant_memory_mib", self.tenant_memory_mib),

@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio_io_timeout::TimeoutStream;
 
 /// The headers of a request must arrive within this time, counted from the answer before it: longer than common clients
 /// keep an idle connection, so that a request does not meet a connection that is just being closed.
@@ -324,8 +325,11 @@ async fn connection(app: Arc<App>, stream: TcpStream, router: Router, open: Opti
         .header_read_timeout(HEADER_WAIT)
         .keep_alive(open.is_some());
     let service = TowerToHyperService::new(router);
+    // A client that takes nothing is hung up on like one that left: what it has open would be held for ever.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(Duration::from_millis(app.config.write_ms_max)));
     let connection = builder
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -181,6 +181,7 @@ impl Connection {
             return close;
         }
         let app = Arc::clone(&self.app);
+        let out = self.out.clone();
         let mut pings = tokio::time::interval(PING_EVERY);
         let mut stopping = false;
         loop {
@@ -200,6 +201,8 @@ impl Connection {
                     }
                 }
                 Some(_) = self.tasks.join_next() => {}
+                // The writer gave up: the client is gone, or takes nothing.
+                () = out.closed() => return None,
                 () = app.until_stopping(), if !stopping => stopping = true,
                 _ = pings.tick() => {
                     if self.heard.elapsed() > SILENCE_MAX {
