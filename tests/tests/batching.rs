@@ -16,7 +16,7 @@ const QUESTIONS: [&str; 8] = [
     "Explain photosynthesis to a child.",
     "Tell me about the ocean and its animals.",
 ];
-const TOKENS: u32 = 48;
+const TOKENS: u32 = 96;
 const ROUNDS: usize = 3;
 
 /// What one pass over the questions gave.
