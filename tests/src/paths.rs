@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 /// The small model every test may count on.
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// The root of the checkout.
+/// The root of the checkout. Cargo runs a test in its crate's folder; a path compiled in would be wrong where several
+/// checkouts share a target folder.
 pub fn repository() -> PathBuf {
-    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
-    crate_dir
-        .parent()
+    Path::new("..")
+        .canonicalize()
         .expect("tests/ lies inside the workspace")
-        .to_path_buf()
 }
 
 /// `<target>/<profile>`, the folder this test's own executable was built into, so that the tests run the `realm` of the

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// The root of the checkout.
+/// The root of the checkout. Asked at run time: several checkouts may share a target folder, and then this executable
+/// can be one that another of them built.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").expect("set by `cargo xtask`");
+    Path::new(&manifest)
         .parent()
         .expect("xtask lies in the workspace")
         .to_path_buf()

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use common::{Model, logprobs, model_path, threads};
 use realm_kernels::cpu::{Cpu, Isa};
@@ -41,9 +41,7 @@ struct Score {
 }
 
 fn golden(name: &str) -> Golden {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fixtures/golden")
-        .join(name);
+    let path = Path::new("../../tests/fixtures/golden").join(name);
     let text = std::fs::read_to_string(&path).expect("the fixture is in the repository");
     serde_json::from_str(&text).expect("the fixture is JSON")
 }

@@ -65,7 +65,7 @@ const QUANTISED: Tolerance = Tolerance {
 };
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo")
+    PathBuf::from("tests/fixtures/zoo")
 }
 
 fn zoo(name: &str) -> Zoo {

@@ -51,11 +51,7 @@ fn sandbox(memory_bytes_max: u64, wall_ms_max: u64) -> Sandbox {
 }
 
 fn passthrough() -> Vec<u8> {
-    std::fs::read(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tenants/prebuilt/passthrough.wasm"
-    ))
-    .unwrap()
+    std::fs::read("../../tenants/prebuilt/passthrough.wasm").unwrap()
 }
 
 async fn what_a_worker_compiles_can_be_described() {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+    PathBuf::from("../../tests/fixtures")
 }
 
 /// A model of the cache that `cargo xtask models` fills.

@@ -113,8 +113,8 @@ pub fn guest(name: &str) -> Vec<u8> {
     let folder = std::env::var_os("REALM_GUESTS")
         .map(PathBuf::from)
         .unwrap_or_else(|| {
-            let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-            root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+            PathBuf::from("../..")
+                .join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
                 .join("guests")
         });
     let file = folder.join(format!("{name}.wasm"));
@@ -128,11 +128,7 @@ pub fn guest(name: &str) -> Vec<u8> {
 
 /// A ready-made component as it is committed.
 pub fn prebuilt(name: &str) -> Vec<u8> {
-    std::fs::read(format!(
-        "{}/../../tenants/prebuilt/{name}.wasm",
-        env!("CARGO_MANIFEST_DIR")
-    ))
-    .unwrap()
+    std::fs::read(format!("../../tenants/prebuilt/{name}.wasm")).unwrap()
 }
 
 pub fn request(kind: RequestKind, policy: Policy) -> Request {
