@@ -1,7 +1,7 @@
 //! Every operation on every instruction set of this machine against the reference, and the two promises of `cpu`:
 //! batched equals alone and any number of threads gives the same, bit for bit.
 
-use realm_kernels::cpu::{Isa, isas};
+use realm_kernels::cpu::{Isa, Rounding, isas};
 use realm_kernels::quant::{BlockType, dequantize};
 use realm_kernels::reference::{self, PagedKv};
 use realm_kernels::{
@@ -261,7 +261,7 @@ fn the_largest_codes_and_activations_do_not_overflow() {
 fn int16_activations_come_close_and_depend_on_nothing_else() {
     on_every_isa(|isa| {
         let mut random = Random(12);
-        let cpu = Cpu::with_int16_activations(isa, 2);
+        let cpu = Cpu::with_isa(isa, 2).with_rounding(Rounding::Int16);
         for ty in BlockType::RUNNABLE {
             let (rows, cols, count) = (37, 512, 9);
             let data = random.blocks(ty, rows, cols);
@@ -281,7 +281,7 @@ fn int16_activations_come_close_and_depend_on_nothing_else() {
             );
             assert!(error < NMSE_MAX_INT16_ACTIVATIONS, "{what}: {error:e}");
             for threads in [1, 3] {
-                let cpu = Cpu::with_int16_activations(isa, threads);
+                let cpu = Cpu::with_isa(isa, threads).with_rounding(Rounding::Int16);
                 for (row, x) in x.chunks_exact(cols).enumerate() {
                     let batched = &got[row * rows..(row + 1) * rows];
                     assert!(
@@ -295,10 +295,41 @@ fn int16_activations_come_close_and_depend_on_nothing_else() {
 }
 
 #[test]
+fn mixed_rounding_takes_16_bits_for_sensitive_activations_only() {
+    on_every_isa(|isa| {
+        let mut random = Random(13);
+        let (rows, cols) = (16, 256);
+        let data = random.blocks(BlockType::Q4_K, rows, cols);
+        let view = MatrixView {
+            ty: BlockType::Q4_K,
+            rows,
+            cols,
+            data: &data,
+        };
+        let x = random.floats(3 * cols);
+        let run = |rounding, mut acts: Activations| {
+            let cpu = Cpu::with_isa(isa, 2).with_rounding(rounding);
+            let mut out = vec![0.0; 3 * rows];
+            cpu.quantize(&x, cols, &mut acts);
+            cpu.matmul(&cpu.prepare(view), &acts, &mut out);
+            out
+        };
+        let (int8, int16) = (
+            run(Rounding::Int8, Activations::sensitive()),
+            run(Rounding::Int16, Activations::default()),
+        );
+        assert!(!same_bits(&int8, &int16));
+        let sensitive = run(Rounding::Mixed, Activations::sensitive());
+        let others = run(Rounding::Mixed, Activations::default());
+        assert!(same_bits(&sensitive, &int16) && same_bits(&others, &int8));
+    });
+}
+
+#[test]
 fn exact_activations_are_the_reference() {
     on_every_isa(|isa| {
         let mut random = Random(2);
-        let cpu = Cpu::with_exact_activations(isa, 2);
+        let cpu = Cpu::with_isa(isa, 2).with_rounding(Rounding::Exact);
         for ty in BlockType::RUNNABLE {
             let (rows, cols, count) = (37, 512, 9);
             let data = random.blocks(ty, rows, cols);
@@ -533,7 +564,7 @@ fn gate_up_act_is_the_reference() {
                     data: &down,
                 };
                 let x: Vec<f32> = random.floats(rows * cols).iter().map(|v| v * 3.0).collect();
-                let cpu = Cpu::with_exact_activations(isa, 2);
+                let cpu = Cpu::with_isa(isa, 2).with_rounding(Rounding::Exact);
                 let mut fused = Activations::default();
                 let (gate_ready, up_ready) = (cpu.prepare(gate), cpu.prepare(up));
                 let act_in = quantized(&cpu, &x, cols);
@@ -597,8 +628,8 @@ fn gate_up_act_quantises_for_the_next_matrix() {
             out
         };
         let int8 = run(&Cpu::with_isa(isa, 2), &x);
-        let int16 = run(&Cpu::with_int16_activations(isa, 2), &x);
-        let exact = run(&Cpu::with_exact_activations(isa, 2), &x);
+        let int16 = run(&Cpu::with_isa(isa, 2).with_rounding(Rounding::Int16), &x);
+        let exact = run(&Cpu::with_isa(isa, 2).with_rounding(Rounding::Exact), &x);
         assert!(
             nmse(&int16, &exact) < NMSE_MAX_INT16_ACTIVATIONS,
             "{:e}",

@@ -83,12 +83,6 @@ fn start(options: &Options, model: PathBuf) -> Result<Server> {
         .data
         .clone()
         .unwrap_or_else(|| paths::root().join(".realm"));
-    // One question alone can afford what a server of many rather spends on tokens per second; `realm run` does the same.
-    let activations = if options.once.is_some() {
-        "int16"
-    } else {
-        "int8"
-    };
     let mut child = Command::new(paths::binary())
         .args([
             "serve",
@@ -102,7 +96,6 @@ fn start(options: &Options, model: PathBuf) -> Result<Server> {
             "--admin-listen",
             &format!("127.0.0.1:{}", options.admin_port),
         ])
-        .args(["--activations", activations])
         .arg("--data-dir")
         .arg(data)
         .arg("--model")
@@ -263,7 +256,7 @@ Try, in another terminal:
 
 2. A streamed chat
    curl -sN {url}/v1/chat/completions -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' \
-     -d '{{"model":"{model}","stream":true,"temperature":0,"messages":[{{"role":"user","content":"Write one sentence about the ocean."}}]}}'
+     -d '{{"model":"{model}","stream":true,"temperature":0,"messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
 
 3. A function of a tenant's component, over WebSocket
    {realm} call extract.extract '{{"text":"Ada Lovelace was born in London in 1815.","fields":["name","city","year"]}}' --url {url} --api-key {api_key}

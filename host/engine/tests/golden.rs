@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 
 use common::{Model, logprobs, model_path, threads};
-use realm_kernels::cpu::{Cpu, Isa};
+use realm_kernels::cpu::{Cpu, Rounding};
 use serde::Deserialize;
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -87,21 +87,27 @@ fn mean_nll(model: &mut Model, score: &Score) -> f64 {
     sum / (score.ids.len() - 1) as f64
 }
 
+fn open(file: &str, rounding: Rounding) -> Model {
+    let cpu = Cpu::new(threads()).with_rounding(rounding);
+    Model::open(&model_path(file), cpu)
+}
+
 #[track_caller]
 fn check(file: &str, fixture: &str) {
     let golden = golden(fixture);
-    let mut model = Model::open(&model_path(file), Cpu::new(threads()));
-    let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
-    println!("{file}: mean NLL off by {off:+.5}");
-    assert!(off.abs() < 0.02, "mean NLL is off by {off}");
-    check_greedy(&mut model, &golden);
+    for rounding in [Rounding::Int8, Rounding::Mixed] {
+        let mut model = open(file, rounding);
+        let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
+        println!("{file}, {rounding:?}: mean NLL off by {off:+.5}");
+        assert!(off.abs() < 0.02, "{rounding:?}: mean NLL is off by {off}");
+        check_greedy(&mut model, &golden);
+    }
 }
 
 #[track_caller]
 fn check_exact(file: &str, fixture: &str) {
     let golden = golden(fixture);
-    let cpu = Cpu::with_exact_activations(Isa::best(), threads());
-    let mut model = Model::open(&model_path(file), cpu);
+    let mut model = open(file, Rounding::Exact);
     let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
     println!("{file}, exact activations: mean NLL off by {off:+.6}");
     assert!(off.abs() < 0.002, "mean NLL is off by {off}");
@@ -127,22 +133,23 @@ fn gemma3_with_exact_activations_agrees_closely() {
     check_exact(GEMMA3, "gemma3.json");
 }
 
-/// As `realm run` asks it. With int8 activations the first token may be another: the reference itself prefers "The" to
-/// "L" by 0.08 only.
+/// As `realm run` (int16) and a server (mixed) ask it. With int8 activations the first token may be another: the reference
+/// itself prefers "The" to "L" by 0.08 only.
 #[test]
-fn smollm2_with_int16_activations_knows_the_capital_of_france() {
+fn smollm2_knows_the_capital_of_france() {
     let golden = golden("smollm2.json");
-    let cpu = Cpu::with_int16_activations(Isa::best(), threads());
-    let mut model = Model::open(&model_path(SMOLLM2), cpu);
     let run = golden
         .greedy
         .iter()
         .find(|run| run.prompt.contains("France"))
         .expect("the fixture asks it");
-    let table = table(&model, run.prompt_ids.len() + 8);
-    let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
-    let last = logits.last().expect("a prompt has tokens").clone();
-    let ids = model.greedy(&table, run.prompt_ids.len() as u32, last, 8);
-    let answer = String::from_utf8_lossy(&model.text.decode(&ids)).into_owned();
-    assert!(answer.contains("Paris"), "{answer:?}");
+    for rounding in [Rounding::Mixed, Rounding::Int16] {
+        let mut model = open(SMOLLM2, rounding);
+        let table = table(&model, run.prompt_ids.len() + 8);
+        let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
+        let last = logits.last().expect("a prompt has tokens").clone();
+        let ids = model.greedy(&table, run.prompt_ids.len() as u32, last, 8);
+        let answer = String::from_utf8_lossy(&model.text.decode(&ids)).into_owned();
+        assert!(answer.contains("Paris"), "{rounding:?}: {answer:?}");
+    }
 }

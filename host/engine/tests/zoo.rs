@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{Model, Piece, argmax, logprobs, threads};
 use realm_engine::model::{LoadError, ModelOptions, load, load_on};
 use realm_engine::{BatchRow, ExecutorError, Gguf, StepBatch};
-use realm_kernels::cpu::{Cpu, Isa};
+use realm_kernels::cpu::{Cpu, Isa, Rounding};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -251,7 +251,7 @@ fn exact_activations_agree_closely_for_every_type() {
         "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "q4_k_m",
     ];
     for ty in types {
-        let cpu = Cpu::with_exact_activations(Isa::best(), threads());
+        let cpu = Cpu::with_isa(Isa::best(), threads()).with_rounding(Rounding::Exact);
         check(&format!("llama-{ty}"), &FLOAT, cpu);
     }
 }

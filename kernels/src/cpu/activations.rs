@@ -16,7 +16,7 @@ pub(crate) struct ActivationGroup {
     pub(crate) half_sums: [f32; 2], // the same of either half
 }
 
-/// The most int8 codes an activation is made of: see [`Cpu::with_int16_activations`].
+/// The most int8 codes an activation is made of: see [`Rounding::Int16`].
 pub(crate) const TERMS_MAX: usize = 2;
 
 /// Rows of activations, made once for all matrices that read them. Scratch: reused from call to call, it only grows.
@@ -24,12 +24,21 @@ pub(crate) const TERMS_MAX: usize = 2;
 pub struct Activations {
     rows: usize,
     cols: usize,
+    sensitive: bool,
     terms: usize,     // codes of an activation: 1, 2, or 0 when only values are there
     values: Vec<f32>, // [rows, cols]
     groups: Vec<ActivationGroup>, // [rows, terms, cols / 32]
 }
 
 impl Activations {
+    /// For activations whose rounding a model is sensitive to: [`Rounding::Mixed`] rounds them to 16 bits.
+    pub fn sensitive() -> Activations {
+        Activations {
+            sensitive: true,
+            ..Activations::default()
+        }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -72,7 +81,8 @@ impl Activations {
         self.cols = cols;
         self.terms = match rounding {
             _ if !cols.is_multiple_of(GROUP) => 0,
-            Rounding::Int8 => 1,
+            Rounding::Mixed if self.sensitive => TERMS_MAX,
+            Rounding::Int8 | Rounding::Mixed => 1,
             Rounding::Int16 => TERMS_MAX,
             Rounding::Exact => 0,
         };

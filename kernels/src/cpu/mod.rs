@@ -38,10 +38,17 @@ pub struct Cpu {
 }
 
 /// What becomes of activations before they meet quantised weights.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rounding {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// An int8 code each, with a scale for every 32.
     Int8,
+    /// As `Int8`, but [sensitive](Activations::sensitive) ones as `Int16`.
+    Mixed,
+    /// 16 bits: an int8 code and an int8 code of what that left over. Twice the work of a matrix operation, and the
+    /// rounding of activations all but vanishes.
     Int16,
+    /// Nothing: matrix operations take f32 activations and dequantised weights. Several times slower; it separates errors
+    /// of a model's graph from those of rounding.
     Exact,
 }
 
@@ -60,22 +67,9 @@ impl Cpu {
         }
     }
 
-    /// As [`with_isa`](Cpu::with_isa), but activations are rounded to 16 bits: an int8 code and an int8 code of what that
-    /// left over. Twice the work of a matrix operation, and the rounding of activations all but vanishes.
-    pub fn with_int16_activations(isa: Isa, threads: usize) -> Cpu {
-        Cpu {
-            rounding: Rounding::Int16,
-            ..Cpu::with_isa(isa, threads)
-        }
-    }
-
-    /// As [`with_isa`](Cpu::with_isa), but activations are never rounded to int8: matrix operations take f32 activations
-    /// and dequantised weights. Several times slower; it separates errors of a model's graph from those of rounding.
-    pub fn with_exact_activations(isa: Isa, threads: usize) -> Cpu {
-        Cpu {
-            rounding: Rounding::Exact,
-            ..Cpu::with_isa(isa, threads)
-        }
+    /// The same with another rounding of activations than int8.
+    pub fn with_rounding(self, rounding: Rounding) -> Cpu {
+        Cpu { rounding, ..self }
     }
 
     /// Threads that work on an operation.

@@ -121,7 +121,7 @@ impl Graph for Gemma3 {
             } else {
                 &self.global
             };
-            cpu.norm_quantize(&s.x, &layer.attention_norm, eps, &mut s.acts);
+            cpu.norm_quantize(&s.x, &layer.attention_norm, eps, &mut s.attend);
             layer.attention.project(cpu, s);
             cpu.qk_norm(&mut s.q, head_dim, &layer.q_norm, eps);
             cpu.qk_norm(&mut s.k, head_dim, &layer.k_norm, eps);

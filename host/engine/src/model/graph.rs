@@ -33,9 +33,9 @@ pub(crate) trait Graph: Send {
 }
 
 /// Buffers that live as long as the executor and only grow.
-#[derive(Default)]
 pub(crate) struct Scratch {
-    pub(crate) x: Vec<f32>, // [rows, hidden], the residual stream
+    pub(crate) x: Vec<f32>,         // [rows, hidden], the residual stream
+    pub(crate) attend: Activations, // [rows, hidden], normed for Q, K and V
     pub(crate) acts: Activations,
     pub(crate) q: Vec<f32>,        // [rows, heads * head_dim]
     pub(crate) k: Vec<f32>,        // [rows, kv_heads * head_dim]
@@ -44,6 +44,23 @@ pub(crate) struct Scratch {
     pub(crate) branch: Vec<f32>,   // [rows, hidden], for models that norm it before adding
     pub(crate) gated: Activations, // [rows, feed_forward]
     pub(crate) tmp: Vec<f32>,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch {
+            x: Vec::new(),
+            attend: Activations::sensitive(),
+            acts: Activations::default(),
+            q: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            attended: Vec::new(),
+            branch: Vec::new(),
+            gated: Activations::default(),
+            tmp: Vec::new(),
+        }
+    }
 }
 
 impl Scratch {
@@ -96,11 +113,11 @@ pub(crate) struct AttentionWeights {
 }
 
 impl AttentionWeights {
-    /// Fills `scratch.q`, `.k` and `.v` from the normed rows in `scratch.acts`.
+    /// Fills `scratch.q`, `.k` and `.v` from the normed rows in `scratch.attend`.
     pub(crate) fn project(&self, cpu: &Cpu, scratch: &mut Scratch) {
-        cpu.matmul(&self.q, &scratch.acts, &mut scratch.q);
-        cpu.matmul(&self.k, &scratch.acts, &mut scratch.k);
-        cpu.matmul(&self.v, &scratch.acts, &mut scratch.v);
+        cpu.matmul(&self.q, &scratch.attend, &mut scratch.q);
+        cpu.matmul(&self.k, &scratch.attend, &mut scratch.k);
+        cpu.matmul(&self.v, &scratch.attend, &mut scratch.v);
     }
 }
 

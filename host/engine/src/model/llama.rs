@@ -67,7 +67,7 @@ impl Graph for Llama {
         let width = shape.heads * shape.head_dim;
         cpu.embed(&self.embedding, step.tokens, 1.0, &mut s.x);
         for (layer, kv) in self.layers.iter().zip(kv) {
-            cpu.norm_quantize(&s.x, &layer.attention_norm, shape.eps, &mut s.acts);
+            cpu.norm_quantize(&s.x, &layer.attention_norm, shape.eps, &mut s.attend);
             layer.attention.project(cpu, s);
             cpu.rope(&mut s.q, shape.heads, &self.rope, step.positions);
             cpu.rope(&mut s.k, shape.kv_heads, &self.rope, step.positions);

@@ -40,7 +40,7 @@ pub(super) struct Run {
     /// Threads that compute; 0 is one per processor
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// How finely activations are rounded; a server takes int8, but one question alone can afford int16
+    /// How finely activations are rounded; a server of many takes mixed, but one question alone can afford int16
     #[arg(long, value_name = "BITS", default_value = "int16")]
     activations: Activations,
 }
