@@ -259,7 +259,7 @@ Try, in another terminal:
      -d '{{"model":"{model}","stream":true,"temperature":0,"messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
 
 3. A function of a tenant's component, over WebSocket
-   {realm} call extract.extract '{{"text":"Ada Lovelace was born in London in 1815.","fields":["name","city","year"]}}' --url {url} --api-key {api_key}
+   {realm} call extract.extract '{{"text":"Ada Lovelace was born in London.","fields":["name","city"]}}' --url {url} --api-key {api_key}
 
 Any OpenAI client works: base_url {url}/v1. Ctrl-C stops the server."#
     );
