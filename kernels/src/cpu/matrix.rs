@@ -2,11 +2,10 @@
 //!
 //! A quantised panel keeps its codes as narrow as the file does and its scales as exact. It is three streams:
 //! - codes, for each group of 32 columns: 64-byte lines in which byte `4 * row + j` is about column `4 * quad + j`.
-//!   Line `l` holds the low 4 bits of quad `2l` in its low nibbles and of quad `2l + 1` in its high ones; a line of fifth
-//!   bits has quad `q` at bit `q`; the two lines of fifth-and-sixth bits have quad `4h + q` of half `h` at bit `2q`.
-//!   8-bit codes have a line for each quad.
-//! - scales, for each group: 16 f16 scales (and 16 f16 mins), or 16 + 16 bytes of integer factors;
-//! - for the K formats, for each 256 columns: 16 f16 scales (and 16 f16 mins).
+//!   A code is cut into parts of 8, 4, 2 and 1 bits, the lowest part first ([`parts`]); a part of `n` bits has `n` lines,
+//!   each of which holds `8 / n` quads, the first in the lowest bits.
+//! - scales, for each group: 16 f16 scales (and 16 f16 mins), or 16 bytes of integer factors for each thing scaled;
+//! - for the formats with blocks of 256 columns, for each of them: 16 f16 scales (and 16 f16 mins).
 //!
 //! A float panel is `[cols, 16]` in the file's type.
 
@@ -41,12 +40,7 @@ pub(crate) struct PanelLayout {
 impl PanelLayout {
     fn new(coding: Coding, cols: usize) -> PanelLayout {
         let group_bytes = LINE * coding.bits as usize * GROUP / 4 / 8;
-        let (scale_bytes, super_bytes) = match coding.scales {
-            Scales::Symmetric => (2 * PANEL_ROWS, 0),
-            Scales::Affine => (4 * PANEL_ROWS, 0),
-            Scales::SuperAffine => (2 * PANEL_ROWS, 4 * PANEL_ROWS),
-            Scales::SuperHalves => (2 * PANEL_ROWS, 2 * PANEL_ROWS),
-        };
+        let (scale_bytes, super_bytes) = stream_bytes(coding.scales);
         let groups = cols / GROUP;
         let scales_at = groups * group_bytes;
         let supers_at = scales_at + groups * scale_bytes;
@@ -60,6 +54,32 @@ impl PanelLayout {
             supers_at,
             end,
         }
+    }
+}
+
+/// Bytes of scales for each group and for each block of 256 columns.
+#[inline(always)]
+pub(crate) const fn stream_bytes(scales: Scales) -> (usize, usize) {
+    let (of_group, of_block) = match scales {
+        Scales::Symmetric | Scales::Power => (2, 0),
+        Scales::Affine => (4, 0),
+        Scales::SuperSymmetric => (1, 2),
+        Scales::SuperHalves => (2, 2),
+        Scales::SuperAffine | Scales::SuperAffineHalves => (2, 4),
+    };
+    (of_group * PANEL_ROWS, of_block * PANEL_ROWS)
+}
+
+/// The parts that codes of `bits` bits are cut into: bits of a part and how many lie below it.
+pub(crate) const fn parts(bits: u32) -> &'static [(u32, u32)] {
+    match bits {
+        2 => &[(2, 0)],
+        3 => &[(2, 0), (1, 2)],
+        4 => &[(4, 0)],
+        5 => &[(4, 0), (1, 4)],
+        6 => &[(4, 0), (2, 4)],
+        8 => &[(8, 0)],
+        _ => panic!("no format has codes of this width"),
     }
 }
 
@@ -249,92 +269,105 @@ fn pack_row(ty: BlockType, layout: &PanelLayout, row: &[u8], lane: usize, panel:
         let halves = |at: &mut [u8], value: u16| {
             at[2 * lane..2 * lane + 2].copy_from_slice(&value.to_le_bytes())
         };
+        let block = &mut supers[index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes];
+        let [first, second] = group.scale_factors.map(|factor| factor as u8);
         match layout.coding.scales {
-            Scales::Symmetric => halves(scales, group.scale),
+            Scales::Symmetric | Scales::Power => halves(scales, group.scale),
             Scales::Affine => {
                 halves(scales, group.scale);
                 halves(&mut scales[2 * PANEL_ROWS..], group.min);
             }
-            Scales::SuperAffine | Scales::SuperHalves => {
-                let second = match layout.coding.scales {
-                    Scales::SuperAffine => group.min_factor,
-                    _ => group.scale_factors[1] as u8,
-                };
-                scales[lane] = group.scale_factors[0] as u8;
+            Scales::SuperSymmetric => scales[lane] = first,
+            Scales::SuperHalves => {
+                scales[lane] = first;
                 scales[PANEL_ROWS + lane] = second;
-                let block =
-                    &mut supers[index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes];
-                halves(block, group.scale);
-                if layout.coding.scales == Scales::SuperAffine {
-                    halves(&mut block[2 * PANEL_ROWS..], group.min);
-                }
             }
+            Scales::SuperAffine => {
+                scales[lane] = first;
+                scales[PANEL_ROWS + lane] = group.min_factors[0];
+            }
+            Scales::SuperAffineHalves => {
+                let [first_min, second_min] = group.min_factors;
+                scales[lane] = first | first_min << 4;
+                scales[PANEL_ROWS + lane] = second | second_min << 4;
+            }
+        }
+        if !block.is_empty() {
+            halves(block, group.scale);
+        }
+        if block.len() > 2 * PANEL_ROWS {
+            halves(&mut block[2 * PANEL_ROWS..], group.min);
         }
     }
 }
 
+/// Where a part of a code lies in the lines of its group: the byte, and the lowest bit in it.
+fn place(width: u32, lines_before: usize, lane: usize, element: usize) -> (usize, usize) {
+    let (quad, quads_a_line) = (element / 4, 8 / width as usize);
+    let line = lines_before + quad / quads_a_line;
+    let at = 4 * lane + element % 4;
+    (line * LINE + at, quad % quads_a_line * width as usize)
+}
+
 /// Puts a code into the (zeroed) lines of its group.
 fn put_code(lines: &mut [u8], bits: u32, lane: usize, element: usize, code: u8) {
-    let (quad, at) = (element / 4, 4 * lane + element % 4);
-    if bits == 8 {
-        lines[quad * LINE + at] = code;
-        return;
-    }
-    lines[quad / 2 * LINE + at] |= (code & 15) << (quad % 2 * 4);
-    match bits {
-        5 => lines[4 * LINE + at] |= (code >> 4) << quad,
-        6 => lines[(4 + quad / 4) * LINE + at] |= (code >> 4) << (quad % 4 * 2),
-        _ => (),
+    // A part of `n` bits has `n` lines, so as many lines lie before it as bits below it.
+    for &(width, below) in parts(bits) {
+        let (byte, bit) = place(width, below as usize, lane, element);
+        let mask = u8::MAX >> (8 - width);
+        lines[byte] |= (code >> below & mask) << bit;
     }
 }
 
 /// The inverse of [`put_code`].
 fn take_code(lines: &[u8], bits: u32, lane: usize, element: usize) -> u8 {
-    let (quad, at) = (element / 4, 4 * lane + element % 4);
-    if bits == 8 {
-        return lines[quad * LINE + at];
-    }
-    let low = lines[quad / 2 * LINE + at] >> (quad % 2 * 4) & 15;
-    let high = match bits {
-        5 => lines[4 * LINE + at] >> quad & 1,
-        6 => lines[(4 + quad / 4) * LINE + at] >> (quad % 4 * 2) & 3,
-        _ => 0,
-    };
-    low | high << 4
+    parts(bits).iter().fold(0, |code, &(width, below)| {
+        let (byte, bit) = place(width, below as usize, lane, element);
+        let mask = u8::MAX >> (8 - width);
+        code | (lines[byte] >> bit & mask) << below
+    })
 }
 
 /// The inverse of one group of [`pack_row`].
 fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -> GroupCodes {
     let lines = &panel[index * layout.group_bytes..][..layout.group_bytes];
     let scales = &panel[layout.scales_at + index * layout.scale_bytes..][..layout.scale_bytes];
+    let block = &panel[layout.supers_at + index / SUPER_GROUPS * layout.super_bytes..]
+        [..layout.super_bytes];
     let half = |at: &[u8]| u16::from_le_bytes([at[2 * lane], at[2 * lane + 1]]);
     let mut group = GroupCodes {
         scale_factors: [1, 1],
-        min_factor: 1,
+        min_factors: [1, 1],
         ..GroupCodes::default()
     };
     for (element, code) in group.codes.iter_mut().enumerate() {
         *code = take_code(lines, layout.coding.bits, lane, element);
     }
-    let block = || {
-        &panel[layout.supers_at + index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes]
-    };
     match layout.coding.scales {
-        Scales::Symmetric => group.scale = half(scales),
+        Scales::Symmetric | Scales::Power => group.scale = half(scales),
         Scales::Affine => {
             group.scale = half(scales);
             group.min = half(&scales[2 * PANEL_ROWS..]);
         }
-        Scales::SuperAffine => {
-            group.scale_factors = [scales[lane] as i8; 2];
-            group.min_factor = scales[PANEL_ROWS + lane];
-            group.scale = half(block());
-            group.min = half(&block()[2 * PANEL_ROWS..]);
-        }
+        Scales::SuperSymmetric => group.scale_factors = [scales[lane] as i8; 2],
         Scales::SuperHalves => {
             group.scale_factors = [scales[lane] as i8, scales[PANEL_ROWS + lane] as i8];
-            group.scale = half(block());
         }
+        Scales::SuperAffine => {
+            group.scale_factors = [scales[lane] as i8; 2];
+            group.min_factors = [scales[PANEL_ROWS + lane]; 2];
+        }
+        Scales::SuperAffineHalves => {
+            let factors = [scales[lane], scales[PANEL_ROWS + lane]];
+            group.scale_factors = factors.map(|factor| (factor & 15) as i8);
+            group.min_factors = factors.map(|factor| factor >> 4);
+        }
+    }
+    if !block.is_empty() {
+        group.scale = half(block);
+    }
+    if block.len() > 2 * PANEL_ROWS {
+        group.min = half(&block[2 * PANEL_ROWS..]);
     }
     group
 }

@@ -2,10 +2,11 @@
 //!
 //! Every id that GGUF knows is recognised here, so that a file can be described even when it cannot be run.
 
+mod code_books;
 mod codes;
 mod dequantize;
 
-pub(crate) use codes::{Coding, GROUP, GroupCodes, Scales, coding, offset};
+pub(crate) use codes::{Coding, GROUP, GroupCodes, Scales, coding};
 pub use dequantize::dequantize;
 
 /// Declares [`BlockType`] and its tables from one list of `variant name id block_len block_bytes`.
@@ -88,7 +89,7 @@ block_types! {
 
 impl BlockType {
     /// The types [`dequantize()`] and the matrix operations take.
-    pub const RUNNABLE: [BlockType; 11] = [
+    pub const RUNNABLE: [BlockType; 27] = [
         BlockType::F32,
         BlockType::F16,
         BlockType::BF16,
@@ -97,9 +98,25 @@ impl BlockType {
         BlockType::Q5_0,
         BlockType::Q5_1,
         BlockType::Q8_0,
+        BlockType::Q2_K,
+        BlockType::Q3_K,
         BlockType::Q4_K,
         BlockType::Q5_K,
         BlockType::Q6_K,
+        BlockType::IQ2_XXS,
+        BlockType::IQ2_XS,
+        BlockType::IQ3_XXS,
+        BlockType::IQ1_S,
+        BlockType::IQ4_NL,
+        BlockType::IQ3_S,
+        BlockType::IQ2_S,
+        BlockType::IQ4_XS,
+        BlockType::IQ1_M,
+        BlockType::TQ1_0,
+        BlockType::TQ2_0,
+        BlockType::MXFP4,
+        BlockType::Q1_0,
+        BlockType::Q2_0,
     ];
 
     /// Whether tensors of this type can be computed with, and not only recognised.
