@@ -42,7 +42,7 @@ impl Cpu {
     ///
     /// # Panics
     /// When the shapes do not fit.
-    pub fn matmul(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
+    pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         self.multiply(w, x, out, Write::Store);
     }
 
@@ -50,11 +50,11 @@ impl Cpu {
     ///
     /// # Panics
     /// When the shapes do not fit.
-    pub fn matmul_add(&self, w: &Matrix<'_>, x: &Activations, residual: &mut [f32]) {
+    pub fn matmul_add(&self, w: &Matrix, x: &Activations, residual: &mut [f32]) {
         self.multiply(w, x, residual, Write::Add);
     }
 
-    fn multiply(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32], write: Write<'_>) {
+    fn multiply(&self, w: &Matrix, x: &Activations, out: &mut [f32], write: Write<'_>) {
         assert_eq!(
             out.len(),
             x.rows() * w.rows(),
@@ -78,7 +78,7 @@ impl Cpu {
     /// Nobody else uses these columns of `sink` (nor of its gate) during the call.
     pub(crate) unsafe fn panels(
         &self,
-        w: &Matrix<'_>,
+        w: &Matrix,
         x: &Activations,
         panels: Range<usize>,
         sink: Sink<'_>,
@@ -184,7 +184,7 @@ macro_rules! tiles {
 }
 
 struct QuantPanels<'a, const BITS: u32, const SCALES: u8, const TABLE: bool> {
-    w: &'a Matrix<'a>,
+    w: &'a Matrix,
     layout: &'a PanelLayout,
     x: &'a Activations,
     panels: Range<usize>,
@@ -542,7 +542,7 @@ impl Element for Bf16 {
 }
 
 struct FloatPanels<'a, E> {
-    w: &'a Matrix<'a>,
+    w: &'a Matrix,
     x: &'a Activations,
     panels: Range<usize>,
     sink: Sink<'a>,

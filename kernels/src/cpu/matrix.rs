@@ -12,18 +12,14 @@
 use super::Cpu;
 use super::shared::SharedOut;
 use crate::quant::{BlockType, Coding, GROUP, GroupCodes, MatrixView, Scales, coding};
-use std::marker::PhantomData;
+use bytes::{Bytes, BytesMut};
 
 /// Rows in a panel: the lanes of the widest vector.
 pub(crate) const PANEL_ROWS: usize = 16;
 /// Bytes of a line: one byte quad for each row of a panel.
 pub(crate) const LINE: usize = 4 * PANEL_ROWS;
-/// Groups in a block of the K formats.
+/// Groups in a block of 256 columns.
 pub(crate) const SUPER_GROUPS: usize = 8;
-
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([u8; LINE]);
 
 /// Sizes and places of the streams of a quantised panel, in bytes.
 #[derive(Clone, Copy)]
@@ -83,90 +79,91 @@ pub(crate) const fn parts(bits: u32) -> &'static [(u32, u32)] {
     }
 }
 
-/// A weight matrix made ready for a [`Cpu`]; it owns a repacked copy, so the file's pages can leave memory.
-pub struct Matrix<'w> {
+/// A weight matrix made ready for a [`Cpu`]: its panels, in memory of its own or in a mapped file.
+pub struct Matrix {
     ty: BlockType,
     rows: usize,
     cols: usize,
     layout: Option<PanelLayout>, // `None`: a float type
     panel_bytes: usize,          // a multiple of `LINE`
-    data: Vec<Line>,             // [rows / 16, panel_bytes]
-    weights: PhantomData<&'w [u8]>,
+    panels: Bytes,               // [rows / 16, panel_bytes], aligned to `LINE`
 }
 
 impl Cpu {
-    /// Repacks a matrix for this CPU's kernels.
+    /// Writes the panels of a matrix. They are the same on every instruction set.
+    ///
+    /// - `out`: zeros, [`Matrix::packed_bytes`] of them.
     ///
     /// # Panics
-    /// When the type is not [runnable](BlockType::is_runnable) or `data` does not have the size of the shape: the loader
-    /// refuses such files.
-    pub fn prepare<'w>(&self, view: MatrixView<'w>) -> Matrix<'w> {
-        let MatrixView {
-            ty,
-            rows,
-            cols,
-            data,
-        } = view;
+    /// When the type is not [runnable](BlockType::is_runnable) or a size does not fit the shape: the loader refuses such
+    /// files.
+    pub fn pack(&self, view: MatrixView<'_>, out: &mut [u8]) {
+        let MatrixView { ty, rows, cols, .. } = view;
         assert!(ty.is_runnable(), "{} cannot be computed with", ty.name());
-        let row_bytes = view.row_bytes();
         assert_eq!(
-            Some(data.len()),
-            rows.checked_mul(row_bytes),
+            Some(view.data.len()),
+            rows.checked_mul(view.row_bytes()),
             "the bytes of [{rows}, {cols}] {}",
             ty.name()
         );
-        let layout = coding(ty).map(|coding| PanelLayout::new(coding, cols));
-        let bytes = layout.map_or(cols * PANEL_ROWS * ty.block_bytes(), |layout| layout.end);
-        let panel_bytes = bytes.next_multiple_of(LINE);
-        let panels = rows.div_ceil(PANEL_ROWS);
-        let data = vec![Line([0; LINE]); panels * panel_bytes / LINE];
-        let mut matrix = Matrix {
-            ty,
-            rows,
-            cols,
-            layout,
-            panel_bytes,
-            data,
-            weights: PhantomData,
-        };
-        let out = SharedOut::new(bytes_mut(&mut matrix.data));
-        self.split(panels, cols * PANEL_ROWS, |range| {
+        assert_eq!(out.len(), Matrix::packed_bytes(ty, rows, cols));
+        let (layout, panel_bytes) = panel_layout(ty, cols);
+        let out = SharedOut::new(out);
+        self.split(rows.div_ceil(PANEL_ROWS), cols * PANEL_ROWS, |range| {
             for panel in range {
                 // SAFETY: every panel belongs to one task.
                 let out = unsafe { out.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
-                for lane in 0..PANEL_ROWS.min(rows - panel * PANEL_ROWS) {
-                    let row = view.row(panel * PANEL_ROWS + lane);
-                    match &layout {
-                        Some(layout) => pack_row(ty, layout, row, lane, out),
-                        None => pack_float_row(ty.block_bytes(), row, lane, out),
-                    }
+                match &layout {
+                    Some(layout) => pack_panel(view, layout, panel, out),
+                    None => pack_float_panel(view, panel, out),
                 }
             }
         });
-        matrix
+    }
+
+    /// [`pack`](Cpu::pack) into memory of the matrix's own.
+    ///
+    /// # Panics
+    /// As [`pack`](Cpu::pack).
+    pub fn prepare(&self, view: MatrixView<'_>) -> Matrix {
+        let bytes = Matrix::packed_bytes(view.ty, view.rows, view.cols);
+        let mut panels = BytesMut::zeroed(bytes + LINE);
+        let lead = panels.as_ptr().align_offset(LINE);
+        let mut panels = panels.split_off(lead);
+        panels.truncate(bytes);
+        self.pack(view, &mut panels);
+        Matrix::from_packed(view.ty, view.rows, view.cols, panels.freeze())
     }
 }
 
-impl Matrix<'_> {
-    /// The matrix without a tie to the file it came from: the copy is its own already.
-    pub fn into_owned(self) -> Matrix<'static> {
-        let Matrix {
-            ty,
-            rows,
-            cols,
-            layout,
-            panel_bytes,
-            data,
-            weights: _,
-        } = self;
+/// How the panels of a matrix are laid out (`None`: floats), and the bytes of one.
+fn panel_layout(ty: BlockType, cols: usize) -> (Option<PanelLayout>, usize) {
+    let layout = coding(ty).map(|coding| PanelLayout::new(coding, cols));
+    let bytes = layout.map_or(cols * PANEL_ROWS * ty.block_bytes(), |layout| layout.end);
+    (layout, bytes.next_multiple_of(LINE))
+}
+
+impl Matrix {
+    /// Bytes of the panels of a matrix of this type and shape, a multiple of 64.
+    pub fn packed_bytes(ty: BlockType, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(PANEL_ROWS) * panel_layout(ty, cols).1
+    }
+
+    /// A matrix from panels that [`Cpu::pack`] wrote.
+    ///
+    /// # Panics
+    /// When `panels` is not aligned to 64 bytes or of another length than [`packed_bytes`](Matrix::packed_bytes).
+    pub fn from_packed(ty: BlockType, rows: usize, cols: usize, panels: Bytes) -> Matrix {
+        assert!(panels.as_ptr().addr().is_multiple_of(LINE));
+        assert_eq!(panels.len(), Matrix::packed_bytes(ty, rows, cols));
+        let (layout, panel_bytes) = panel_layout(ty, cols);
         Matrix {
             ty,
             rows,
             cols,
             layout,
             panel_bytes,
-            data,
-            weights: PhantomData,
+            panels,
         }
     }
 
@@ -187,7 +184,7 @@ impl Matrix<'_> {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.data.len() * LINE
+        self.panels.len()
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -201,7 +198,7 @@ impl Matrix<'_> {
 
     /// The bytes of one panel, aligned to 64.
     pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        &bytes(&self.data)[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
+        &self.panels[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
     }
 
     /// Dequantises one row, to the same f32 as [`dequantize`](crate::quant::dequantize) of the original.
@@ -235,119 +232,167 @@ impl Matrix<'_> {
     }
 }
 
-fn bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: a `Line` is 64 bytes without padding, and any bytes are valid u8.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+/// The rows of a panel, by lane; fewer than 16 in the last one.
+fn lanes(view: MatrixView<'_>, panel: usize) -> impl Iterator<Item = (usize, &[u8])> {
+    let first = panel * PANEL_ROWS;
+    (0..PANEL_ROWS.min(view.rows - first)).map(move |lane| (lane, view.row(first + lane)))
 }
 
-fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: as `bytes`; any bytes are a valid `Line`, and the borrow is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-}
-
-fn pack_float_row(size: usize, row: &[u8], lane: usize, panel: &mut [u8]) {
-    for (value, column) in row
-        .chunks_exact(size)
-        .zip(panel.chunks_exact_mut(PANEL_ROWS * size))
-    {
-        column[lane * size..(lane + 1) * size].copy_from_slice(value);
-    }
-}
-
-fn pack_row(ty: BlockType, layout: &PanelLayout, row: &[u8], lane: usize, panel: &mut [u8]) {
-    let (codes, rest) = panel.split_at_mut(layout.scales_at);
-    let (scales, supers) = rest.split_at_mut(layout.supers_at - layout.scales_at);
-    for (index, (codes, scales)) in codes
-        .chunks_exact_mut(layout.group_bytes)
-        .zip(scales.chunks_exact_mut(layout.scale_bytes))
-        .enumerate()
-    {
-        let group = GroupCodes::read(ty, row, index);
-        for (element, &code) in group.codes.iter().enumerate() {
-            put_code(codes, layout.coding.bits, lane, element, code);
-        }
-        let halves = |at: &mut [u8], value: u16| {
-            at[2 * lane..2 * lane + 2].copy_from_slice(&value.to_le_bytes())
-        };
-        let block = &mut supers[index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes];
-        let [first, second] = group.scale_factors.map(|factor| factor as u8);
-        match layout.coding.scales {
-            Scales::Symmetric | Scales::Power => halves(scales, group.scale),
-            Scales::Affine => {
-                halves(scales, group.scale);
-                halves(&mut scales[2 * PANEL_ROWS..], group.min);
-            }
-            Scales::SuperSymmetric => scales[lane] = first,
-            Scales::SuperHalves => {
-                scales[lane] = first;
-                scales[PANEL_ROWS + lane] = second;
-            }
-            Scales::SuperAffine => {
-                scales[lane] = first;
-                scales[PANEL_ROWS + lane] = group.min_factors[0];
-            }
-            Scales::SuperAffineHalves => {
-                let [first_min, second_min] = group.min_factors;
-                scales[lane] = first | first_min << 4;
-                scales[PANEL_ROWS + lane] = second | second_min << 4;
-            }
-        }
-        if !block.is_empty() {
-            halves(block, group.scale);
-        }
-        if block.len() > 2 * PANEL_ROWS {
-            halves(&mut block[2 * PANEL_ROWS..], group.min);
+fn pack_float_panel(view: MatrixView<'_>, panel: usize, out: &mut [u8]) {
+    let size = view.ty.block_bytes();
+    for (lane, row) in lanes(view, panel) {
+        for (value, column) in row
+            .chunks_exact(size)
+            .zip(out.chunks_exact_mut(PANEL_ROWS * size))
+        {
+            column[lane * size..(lane + 1) * size].copy_from_slice(value);
         }
     }
 }
 
-/// Where a part of a code lies in the lines of its group: the byte, and the lowest bit in it.
-fn place(width: u32, lines_before: usize, lane: usize, element: usize) -> (usize, usize) {
-    let (quad, quads_a_line) = (element / 4, 8 / width as usize);
-    let line = lines_before + quad / quads_a_line;
-    let at = 4 * lane + element % 4;
-    (line * LINE + at, quad % quads_a_line * width as usize)
-}
-
-/// Puts a code into the (zeroed) lines of its group.
-fn put_code(lines: &mut [u8], bits: u32, lane: usize, element: usize, code: u8) {
-    // A part of `n` bits has `n` lines, so as many lines lie before it as bits below it.
-    for &(width, below) in parts(bits) {
-        let (byte, bit) = place(width, below as usize, lane, element);
-        let mask = u8::MAX >> (8 - width);
-        lines[byte] |= (code >> below & mask) << bit;
+fn pack_panel(view: MatrixView<'_>, layout: &PanelLayout, panel: usize, out: &mut [u8]) {
+    for (lane, row) in lanes(view, panel) {
+        for index in 0..view.cols / GROUP {
+            let group = GroupCodes::read(view.ty, row, index);
+            pack_codes(layout, index, lane, &group.codes, out);
+            pack_scales(layout, index, lane, &group, out);
+        }
     }
 }
 
-/// The inverse of [`put_code`].
-fn take_code(lines: &[u8], bits: u32, lane: usize, element: usize) -> u8 {
-    parts(bits).iter().fold(0, |code, &(width, below)| {
-        let (byte, bit) = place(width, below as usize, lane, element);
-        let mask = u8::MAX >> (8 - width);
-        code | (lines[byte] >> bit & mask) << below
-    })
+/// Puts the codes of a row's group into its (zeroed) lines, four at a time.
+fn pack_codes(
+    layout: &PanelLayout,
+    index: usize,
+    lane: usize,
+    codes: &[u8; GROUP],
+    panel: &mut [u8],
+) {
+    let lines = &mut panel[index * layout.group_bytes..][..layout.group_bytes];
+    for &(width, below) in parts(layout.coding.bits) {
+        let mask = byte_mask(width);
+        for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+            let (byte, bit) = place(width, below, lane, quad);
+            let line = &mut lines[byte..byte + 4];
+            let part = (u32::from_le_bytes(*codes) >> below & mask) << bit;
+            for (line, part) in line.iter_mut().zip(part.to_le_bytes()) {
+                *line |= part;
+            }
+        }
+    }
 }
 
-/// The inverse of one group of [`pack_row`].
-fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -> GroupCodes {
+/// The inverse of [`pack_codes`].
+fn unpack_codes(layout: &PanelLayout, index: usize, lane: usize, panel: &[u8]) -> [u8; GROUP] {
     let lines = &panel[index * layout.group_bytes..][..layout.group_bytes];
-    let scales = &panel[layout.scales_at + index * layout.scale_bytes..][..layout.scale_bytes];
-    let block = &panel[layout.supers_at + index / SUPER_GROUPS * layout.super_bytes..]
-        [..layout.super_bytes];
-    let half = |at: &[u8]| u16::from_le_bytes([at[2 * lane], at[2 * lane + 1]]);
+    let mut codes = [0; GROUP];
+    for &(width, below) in parts(layout.coding.bits) {
+        let mask = byte_mask(width);
+        for (quad, codes) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let (byte, bit) = place(width, below, lane, quad);
+            let line = u32_at(&lines[byte..]);
+            let part = (line >> bit & mask) << below;
+            *codes = (u32::from_le_bytes(*codes) | part).to_le_bytes();
+        }
+    }
+    codes
+}
+
+fn u32_at(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The lowest `width` bits of every byte.
+fn byte_mask(width: u32) -> u32 {
+    0x0101_0101 * (u32::from(u8::MAX) >> (8 - width))
+}
+
+/// Where a part of a quad lies in the lines of its group: the first byte, and the lowest bit in it.
+fn place(width: u32, below: u32, lane: usize, quad: usize) -> (usize, usize) {
+    let quads_a_line = 8 / width as usize;
+    // A part of `n` bits has `n` lines, so as many lines lie before it as bits below it.
+    let line = below as usize + quad / quads_a_line;
+    (line * LINE + 4 * lane, quad % quads_a_line * width as usize)
+}
+
+fn put_half(lane: usize, at: &mut [u8], value: u16) {
+    at[2 * lane..2 * lane + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+fn half(lane: usize, at: &[u8]) -> u16 {
+    u16::from_le_bytes([at[2 * lane], at[2 * lane + 1]])
+}
+
+/// Where the scales of a group lie in its panel, and those of its block of 256 columns.
+fn scale_ranges(layout: &PanelLayout, index: usize) -> [std::ops::Range<usize>; 2] {
+    let group = layout.scales_at + index * layout.scale_bytes;
+    let block = layout.supers_at + index / SUPER_GROUPS * layout.super_bytes;
+    [
+        group..group + layout.scale_bytes,
+        block..block + layout.super_bytes,
+    ]
+}
+
+fn pack_scales(
+    layout: &PanelLayout,
+    index: usize,
+    lane: usize,
+    group: &GroupCodes,
+    panel: &mut [u8],
+) {
+    let [scales, block] = scale_ranges(layout, index);
+    let block = &mut panel[block];
+    if !block.is_empty() {
+        put_half(lane, block, group.scale);
+    }
+    if block.len() > 2 * PANEL_ROWS {
+        put_half(lane, &mut block[2 * PANEL_ROWS..], group.min);
+    }
+    let scales = &mut panel[scales];
+    let [first, second] = group.scale_factors.map(|factor| factor as u8);
+    match layout.coding.scales {
+        Scales::Symmetric | Scales::Power => put_half(lane, scales, group.scale),
+        Scales::Affine => {
+            put_half(lane, scales, group.scale);
+            put_half(lane, &mut scales[2 * PANEL_ROWS..], group.min);
+        }
+        Scales::SuperSymmetric => scales[lane] = first,
+        Scales::SuperHalves => {
+            scales[lane] = first;
+            scales[PANEL_ROWS + lane] = second;
+        }
+        Scales::SuperAffine => {
+            scales[lane] = first;
+            scales[PANEL_ROWS + lane] = group.min_factors[0];
+        }
+        Scales::SuperAffineHalves => {
+            let [first_min, second_min] = group.min_factors;
+            scales[lane] = first | first_min << 4;
+            scales[PANEL_ROWS + lane] = second | second_min << 4;
+        }
+    }
+}
+
+/// One group of a row, back from its panel.
+fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -> GroupCodes {
+    let [scales, block] = scale_ranges(layout, index).map(|range| &panel[range]);
     let mut group = GroupCodes {
+        codes: unpack_codes(layout, index, lane, panel),
         scale_factors: [1, 1],
         min_factors: [1, 1],
         ..GroupCodes::default()
     };
-    for (element, code) in group.codes.iter_mut().enumerate() {
-        *code = take_code(lines, layout.coding.bits, lane, element);
+    if !block.is_empty() {
+        group.scale = half(lane, block);
+    }
+    if block.len() > 2 * PANEL_ROWS {
+        group.min = half(lane, &block[2 * PANEL_ROWS..]);
     }
     match layout.coding.scales {
-        Scales::Symmetric | Scales::Power => group.scale = half(scales),
+        Scales::Symmetric | Scales::Power => group.scale = half(lane, scales),
         Scales::Affine => {
-            group.scale = half(scales);
-            group.min = half(&scales[2 * PANEL_ROWS..]);
+            group.scale = half(lane, scales);
+            group.min = half(lane, &scales[2 * PANEL_ROWS..]);
         }
         Scales::SuperSymmetric => group.scale_factors = [scales[lane] as i8; 2],
         Scales::SuperHalves => {
@@ -362,12 +407,6 @@ fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -
             group.scale_factors = factors.map(|factor| (factor & 15) as i8);
             group.min_factors = factors.map(|factor| factor >> 4);
         }
-    }
-    if !block.is_empty() {
-        group.scale = half(block);
-    }
-    if block.len() > 2 * PANEL_ROWS {
-        group.min = half(&block[2 * PANEL_ROWS..]);
     }
     group
 }

@@ -9,6 +9,8 @@ mod dequantize;
 pub(crate) use codes::{Coding, GROUP, GroupCodes, Scales, coding};
 pub use dequantize::dequantize;
 
+use std::ops::Range;
+
 /// Declares [`BlockType`] and its tables from one list of `variant name id block_len block_bytes`.
 macro_rules! block_types {
     ($($variant:ident $name:literal $id:literal $len:literal $bytes:literal;)*) => {
@@ -156,6 +158,19 @@ impl<'a> MatrixView<'a> {
     pub fn row(&self, row: usize) -> &'a [u8] {
         let bytes = self.row_bytes();
         &self.data[row * bytes..(row + 1) * bytes]
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// As [`row`](MatrixView::row).
+    pub fn rows(&self, rows: Range<usize>) -> MatrixView<'a> {
+        let bytes = self.row_bytes();
+        MatrixView {
+            rows: rows.len(),
+            data: &self.data[rows.start * bytes..rows.end * bytes],
+            ..*self
+        }
     }
 
     /// Bytes of one row.
