@@ -7,9 +7,11 @@
 mod gemma3;
 mod graph;
 mod llama;
+mod panels;
 mod text_source;
 
 use std::collections::TryReserveError;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer, Rounding};
@@ -21,12 +23,13 @@ use crate::executor::cpu::CpuExecutor;
 use crate::executor::{Executor, ModelFacts};
 pub(crate) use graph::{Graph, Scratch, Step};
 use graph::{Loader, Shape};
+use panels::Panels;
 
 /// `general.architecture` of every model that runs.
 const ARCHITECTURES: [&str; 2] = ["gemma3", "llama"];
 
 /// How much of the machine a model may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Threads that compute, the caller's included; 0 takes one per CPU the process may use.
     pub threads: usize,
@@ -36,6 +39,9 @@ pub struct ModelOptions {
     pub context_max: Option<u32>,
     /// How finely activations are rounded where they meet quantised weights.
     pub activations: Activations,
+    /// A folder for repacked weights: the first start of a model file leaves a file there, the next ones map it. `None`
+    /// repacks at every start, into memory of the process.
+    pub packed_dir: Option<PathBuf>,
 }
 
 /// How finely activations are rounded where they meet quantised weights.
@@ -58,6 +64,7 @@ impl Default for ModelOptions {
             kv_bytes_max: 1 << 30,
             context_max: None,
             activations: Activations::default(),
+            packed_dir: None,
         }
     }
 }
@@ -183,7 +190,8 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
     // The text first: it is quick, and a file without a tokenizer is not worth repacking.
     let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
     let architecture = gguf.metadata().require_str("general.architecture")?;
-    let mut loader = Loader::new(gguf, &cpu, architecture);
+    let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
+    let mut loader = Loader::new(gguf, panels, architecture);
     let graph: Box<dyn Graph> = match architecture {
         "gemma3" => Box::new(gemma3::Gemma3::load(&mut loader)?),
         "llama" => Box::new(llama::Llama::load(&mut loader)?),
@@ -193,7 +201,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
             });
         }
     };
-    loader.refuse_unused()?;
+    loader.finish()?;
     let shape = graph.shape().clone();
     if text.vocab_size() > shape.vocab {
         return Err(LoadError::VocabularyMismatch {

@@ -44,6 +44,8 @@ pub struct Config {
     pub context_max: Option<u32>,
     /// How finely activations are rounded where they meet quantised weights.
     pub activations: Activations,
+    /// A folder for repacked weights, so that the next start maps them; by default every start repacks into memory.
+    pub packed_dir: Option<PathBuf>,
     /// Tokens the engine computes in one step at most.
     pub step_tokens_max: u32,
     /// Sequences in one batch at most.
@@ -123,6 +125,7 @@ impl Default for Config {
             kv_memory_mib: 1024,
             context_max: None,
             activations: Activations::Mixed,
+            packed_dir: None,
             step_tokens_max: 256,
             sequences_running_max: 64,
             queue_max: 256,
@@ -209,6 +212,10 @@ pub struct Flags {
     #[arg(long, value_name = "BITS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<Activations>,
+    /// Folder for repacked weights, so that the next start maps them [default: none, every start repacks]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed_dir: Option<PathBuf>,
     /// Tokens computed in one step at most [default: 256]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]

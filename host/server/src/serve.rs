@@ -141,6 +141,7 @@ pub async fn load_model(
         kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
         context_max: config.context_max,
         activations: config.activations.into(),
+        packed_dir: config.packed_dir.clone(),
     };
     let engine_config = EngineConfig {
         step_tokens_max: config.step_tokens_max,

@@ -10,6 +10,7 @@ use realm_kernels::{
 use realm_weights::{Gguf, GgufError, Metadata, Tensor};
 
 use super::LoadError;
+use super::panels::Panels;
 
 /// One step as the kernels want it; one entry per row unless it says otherwise.
 pub(crate) struct Step<'a> {
@@ -141,16 +142,16 @@ impl FeedForward {
 /// Fetches weights and hyperparameters, and remembers which tensors were taken.
 pub(crate) struct Loader<'g> {
     gguf: &'g Gguf,
-    cpu: &'g Cpu,
+    panels: Panels<'g>,
     architecture: &'g str,
     taken: HashSet<&'g str>,
 }
 
 impl<'g> Loader<'g> {
-    pub(crate) fn new(gguf: &'g Gguf, cpu: &'g Cpu, architecture: &'g str) -> Loader<'g> {
+    pub(crate) fn new(gguf: &'g Gguf, panels: Panels<'g>, architecture: &'g str) -> Loader<'g> {
         Loader {
             gguf,
-            cpu,
+            panels,
             architecture,
             taken: HashSet::new(),
         }
@@ -316,7 +317,7 @@ impl<'g> Loader<'g> {
         if (view.rows, view.cols) != (rows, cols) {
             return Err(wrong_shape(&tensor, &[cols as u64, rows as u64]));
         }
-        Ok(self.cpu.prepare(view))
+        self.panels.matrix(name, view)
     }
 
     /// The matrix `output.weight` where the file has one; models without it use the embedding again.
@@ -391,12 +392,15 @@ impl<'g> Loader<'g> {
         self.vector(&format!("blk.{index}.{name}.weight"), length)
     }
 
-    /// Refuses a file with tensors that nobody took: biases, experts, more layers than it says.
-    pub(crate) fn refuse_unused(&self) -> Result<(), LoadError> {
+    /// Ends the loading. Refuses a file with tensors that nobody took: biases, experts, more layers than it says.
+    pub(crate) fn finish(self) -> Result<(), LoadError> {
         let unused = |tensor: &Tensor<'_>| !self.taken.contains(tensor.name);
         let count = self.gguf.tensors().filter(unused).count();
         match self.gguf.tensors().find(unused) {
-            None => Ok(()),
+            None => {
+                self.panels.finish();
+                Ok(())
+            }
             Some(tensor) => Err(LoadError::UnusedTensor {
                 name: tensor.name.to_owned(),
                 architecture: self.architecture.to_owned(),

@@ -29,10 +29,14 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn open(path: &Path, cpu: Cpu) -> Model {
+        Model::open_with(path, cpu, ModelOptions::default())
+    }
+
+    pub(crate) fn open_with(path: &Path, cpu: Cpu, options: ModelOptions) -> Model {
         let gguf = Gguf::open(path).expect("the model file is good");
         let options = ModelOptions {
             kv_bytes_max: 64 << 20,
-            ..ModelOptions::default()
+            ..options
         };
         let (executor, facts, text) = load_on(cpu, &gguf, options).expect("the model loads");
         Model {
