@@ -5,8 +5,8 @@ use realm_kernels::cpu::{Isa, Rounding, isas};
 use realm_kernels::quant::{BlockType, dequantize};
 use realm_kernels::reference::{self, PagedKv};
 use realm_kernels::{
-    Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, MatrixView,
-    Rope, RopeLayout,
+    Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, KvType,
+    MatrixView, Rope, RopeLayout,
 };
 
 /// Against the reference on the same int8 activations: only the order of f32 additions differs.
@@ -693,7 +693,26 @@ fn zeros_and_tiny_rows_quantise_to_something_finite() {
     });
 }
 
-/// A layer with scattered blocks: tables, f16-rounded keys and values as the reference wants them, and the layer.
+const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::Q8_0];
+
+/// A row of keys or values as the cache keeps it.
+fn kept(row: &[f32], head_dim: usize, ty: KvType) -> Vec<f32> {
+    let f16 = |x: f32| half::f16::from_f32(x).to_f32();
+    let q8_0 = |group: &[f32]| {
+        let scale = f16(group.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0);
+        let code = move |x: &f32| (x / scale).round_ties_even().clamp(-127.0, 127.0) * scale;
+        group.iter().map(code).collect::<Vec<f32>>()
+    };
+    match ty {
+        KvType::F16 => row.iter().copied().map(f16).collect(),
+        KvType::Q8_0 => row
+            .chunks(head_dim)
+            .flat_map(|head| head.chunks(32).flat_map(q8_0))
+            .collect(),
+    }
+}
+
+/// A layer with scattered blocks: tables, keys and values as they are kept and as the reference wants them, and the layer.
 struct Cache {
     tables: Vec<Vec<u32>>,
     keys: Vec<f32>,
@@ -701,7 +720,13 @@ struct Cache {
     layer: KvLayer,
 }
 
-fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usize]) -> Cache {
+fn cache(
+    random: &mut Random,
+    cpu: &Cpu,
+    shape: &AttentionShape,
+    ty: KvType,
+    lengths: &[usize],
+) -> Cache {
     let width = shape.kv_heads * shape.head_dim;
     let needed: usize = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).sum();
     let blocks = needed + 3;
@@ -719,7 +744,7 @@ fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usiz
             }
         }
     }
-    let mut layer = KvLayer::new(blocks, shape.kv_heads, shape.head_dim);
+    let mut layer = KvLayer::new(blocks, shape.kv_heads, shape.head_dim, ty);
     let mut keys = vec![f32::NAN; blocks * BLOCK_TOKENS * width];
     let mut values = keys.clone();
     for (table, &length) in tables.iter().zip(lengths) {
@@ -728,12 +753,10 @@ fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usiz
             .collect();
         let (k, v) = (random.floats(length * width), random.floats(length * width));
         cpu.kv_write(&k, &v, &mut layer, &slots);
-        let round = |x: &f32| half::f16::from_f32(*x).to_f32();
         for (i, &slot) in slots.iter().enumerate() {
             let (from, to) = (i * width..(i + 1) * width, slot as usize * width);
-            keys[to..to + width]
-                .copy_from_slice(&k[from.clone()].iter().map(round).collect::<Vec<_>>());
-            values[to..to + width].copy_from_slice(&v[from].iter().map(round).collect::<Vec<_>>());
+            keys[to..to + width].copy_from_slice(&kept(&k[from.clone()], shape.head_dim, ty));
+            values[to..to + width].copy_from_slice(&kept(&v[from], shape.head_dim, ty));
         }
     }
     Cache {
@@ -763,9 +786,12 @@ fn attention_is_the_reference() {
     ];
     on_every_isa(|isa| {
         let mut random = Random(12);
-        for shape in &shapes {
+        for (shape, ty) in shapes
+            .iter()
+            .flat_map(|shape| KV_TYPES.map(|ty| (shape, ty)))
+        {
             let cpu = Cpu::with_isa(isa, 2);
-            let cache = cache(&mut random, &cpu, shape, &[1, 16, 75]);
+            let cache = cache(&mut random, &cpu, shape, ty, &[1, 16, 75]);
             let tables: Vec<&[u32]> = cache.tables.iter().map(Vec::as_slice).collect();
             let rows: Vec<AttentionRow> = [
                 (2, 0),
@@ -799,7 +825,7 @@ fn attention_is_the_reference() {
             let error = nmse(&got, &want);
             assert!(
                 error < NMSE_MAX_ATTENTION,
-                "{shape:?} on {}: {error:e}",
+                "{shape:?} {ty:?} on {}: {error:e}",
                 isa.name()
             );
 
@@ -817,7 +843,7 @@ fn attention_is_the_reference() {
                     );
                     assert!(
                         same_bits(&alone, &got[range]),
-                        "{shape:?} row {i} on {}",
+                        "{shape:?} {ty:?} row {i} on {}",
                         isa.name()
                     );
                 }
@@ -837,19 +863,21 @@ fn a_copied_block_serves_as_the_original_does() {
         softcap: None,
     };
     on_every_isa(|isa| {
-        let mut random = Random(13);
-        let cpu = Cpu::with_isa(isa, 1);
-        let mut cache = cache(&mut random, &cpu, &shape, &[30]);
-        let fork = [cache.tables[0][0], 0];
-        cache.layer.copy_block(cache.tables[0][1], 0);
-        let q = random.floats(64);
-        let row = [AttentionRow {
-            table: 0,
-            position: 29,
-        }];
-        let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
-        cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
-        cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
-        assert!(same_bits(&a, &b));
+        for ty in KV_TYPES {
+            let mut random = Random(13);
+            let cpu = Cpu::with_isa(isa, 1);
+            let mut cache = cache(&mut random, &cpu, &shape, ty, &[30]);
+            let fork = [cache.tables[0][0], 0];
+            cache.layer.copy_block(cache.tables[0][1], 0);
+            let q = random.floats(64);
+            let row = [AttentionRow {
+                table: 0,
+                position: 29,
+            }];
+            let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
+            cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
+            cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
+            assert!(same_bits(&a, &b), "{ty:?}");
+        }
     });
 }

@@ -14,6 +14,7 @@ use std::collections::TryReserveError;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use realm_kernels::KvType;
 use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer, Rounding};
 use realm_text::{TextError, TextModel};
 use realm_weights::{Gguf, GgufError};
@@ -35,6 +36,8 @@ pub struct ModelOptions {
     pub threads: usize,
     /// Bytes for keys and values; rounded down to whole blocks, over all layers.
     pub kv_bytes_max: u64,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Longest sequence in tokens; `None` is the model's own limit, which also caps a larger value.
     pub context_max: Option<u32>,
     /// How finely activations are rounded where they meet quantised weights.
@@ -62,6 +65,7 @@ impl Default for ModelOptions {
         ModelOptions {
             threads: 0,
             kv_bytes_max: 1 << 30,
+            kv_type: KvType::F16,
             context_max: None,
             activations: Activations::default(),
             packed_dir: None,
@@ -209,7 +213,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
             rows: shape.vocab,
         });
     }
-    let kv = kv_cache(&shape, options.kv_bytes_max)?;
+    let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
     let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
     let executor = CpuExecutor::new(cpu, graph, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
@@ -221,15 +225,12 @@ struct KvCache {
     blocks: u32,
 }
 
-fn kv_cache(shape: &Shape, kv_bytes_max: u64) -> Result<KvCache, LoadError> {
-    /// An f16 key and an f16 value.
-    const BYTES: u64 = 2 * 2;
+fn kv_cache(shape: &Shape, kv_bytes_max: u64, ty: KvType) -> Result<KvCache, LoadError> {
     /// Slots (block times 16 plus offset) are u32.
     const BLOCKS_MAX: u64 = u32::MAX as u64 / BLOCK_TOKENS as u64;
     // All factors were held against tensors of the file, so the product is far from 2^64.
-    let layer_block_bytes =
-        shape.kv_heads as u64 * shape.head_dim as u64 * BLOCK_TOKENS as u64 * BYTES;
-    let block_bytes = layer_block_bytes * u64::from(shape.layers);
+    let layer_block_bytes = KvLayer::block_bytes(shape.kv_heads, shape.head_dim, ty);
+    let block_bytes = layer_block_bytes as u64 * u64::from(shape.layers);
     let blocks = (kv_bytes_max / block_bytes).min(BLOCKS_MAX);
     if blocks == 0 {
         return Err(LoadError::KvTooSmall {
@@ -251,7 +252,7 @@ fn kv_cache(shape: &Shape, kv_bytes_max: u64) -> Result<KvCache, LoadError> {
     drop(probe);
     let blocks = u32::try_from(blocks).expect("capped by BLOCKS_MAX");
     let layers = (0..shape.layers)
-        .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim))
+        .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim, ty))
         .collect();
     Ok(KvCache { layers, blocks })
 }

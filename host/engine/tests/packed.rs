@@ -47,7 +47,11 @@ impl World {
         };
         let mut model = Model::open_with(&self.model(), Cpu::new(threads()), options);
         let logits = model.prefill(&[0, 1], &[1, 5, 9, 2, 7], 5);
-        logits.concat().iter().map(|logit| logit.to_bits()).collect()
+        logits
+            .concat()
+            .iter()
+            .map(|logit| logit.to_bits())
+            .collect()
     }
 
     fn start_packed(&self) -> Vec<u32> {
@@ -112,7 +116,17 @@ fn whatever_is_damaged_is_found_and_made_again() {
         check(&format!("cut to {length}"), &bytes[..length]);
     }
     let table = bytes.len() - 10;
-    for at in [0, 8, 24, 32, 40, 4096, bytes.len() / 2, table, bytes.len() - 1] {
+    for at in [
+        0,
+        8,
+        24,
+        32,
+        40,
+        4096,
+        bytes.len() / 2,
+        table,
+        bytes.len() - 1,
+    ] {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x40;
         check(&format!("byte {at}"), &damaged);

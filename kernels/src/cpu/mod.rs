@@ -20,7 +20,7 @@ mod threads;
 pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
 pub use activations::Activations;
 pub use isa::{Isa, isas};
-pub use kv::KvLayer;
+pub use kv::{KvLayer, KvType};
 pub use matrix::Matrix;
 
 use std::sync::Arc;
