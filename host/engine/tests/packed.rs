@@ -11,6 +11,8 @@ use realm_engine::model::ModelOptions;
 use realm_kernels::Cpu;
 use tempfile::TempDir;
 
+const IO: &str = "temporary files can be read and written";
+
 /// A model file of its own and a folder for its weights.
 struct World {
     folder: TempDir,
@@ -19,7 +21,7 @@ struct World {
 impl World {
     fn new() -> World {
         let world = World {
-            folder: tempfile::tempdir().unwrap(),
+            folder: tempfile::tempdir().expect(IO),
         };
         world.take("llama-q4_k_m.gguf");
         world
@@ -28,7 +30,7 @@ impl World {
     /// Puts a fixture in the place of the model file.
     fn take(&self, fixture: &str) {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
-        fs::write(self.model(), fs::read(fixtures.join(fixture)).unwrap()).unwrap();
+        fs::write(self.model(), fs::read(fixtures.join(fixture)).expect(IO)).expect(IO);
     }
 
     fn model(&self) -> PathBuf {
@@ -61,8 +63,8 @@ impl World {
     /// The only file of the folder: nothing half-written or outdated is left beside it.
     fn packed(&self) -> PathBuf {
         let mut files: Vec<PathBuf> = fs::read_dir(self.packed_dir())
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
+            .expect(IO)
+            .map(|entry| entry.expect(IO).path())
             .collect();
         assert_eq!(files.len(), 1, "{files:?}");
         files.remove(0)
@@ -72,9 +74,9 @@ impl World {
     fn writes(&self, start: impl FnOnce()) -> bool {
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let file = fs::File::options().append(true).open(self.packed());
-        file.unwrap().set_modified(long_ago).unwrap();
+        file.expect(IO).set_modified(long_ago).expect(IO);
         start();
-        fs::metadata(self.packed()).unwrap().modified().unwrap() != long_ago
+        fs::metadata(self.packed()).expect(IO).modified().expect(IO) != long_ago
     }
 }
 
