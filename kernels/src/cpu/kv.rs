@@ -6,6 +6,7 @@
 use super::Cpu;
 use super::isa::Kernel;
 use super::simd::Simd;
+use super::watch::Op;
 use crate::shapes::BLOCK_TOKENS;
 use half::f16;
 
@@ -83,6 +84,7 @@ impl Cpu {
             k.len() == slots.len() * width && v.len() == k.len(),
             "one slot a row"
         );
+        let _watched = self.watch(|| Op::plain("write k, v", 3 * size_of_val(k), 2 * k.len()));
         for ((k, v), &slot) in k.chunks_exact(width).zip(v.chunks_exact(width)).zip(slots) {
             self.isa.run(WriteRow {
                 k,
