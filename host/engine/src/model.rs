@@ -173,6 +173,11 @@ pub type Loaded = (Box<dyn Executor>, ModelFacts, Arc<TextModel>);
 /// # Errors
 /// [`LoadError`], naming the key or tensor.
 pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError> {
+    load_on(cpu(&options), &gguf, options)
+}
+
+/// The CPU back end that [`load`] takes: the best instruction set, and the threads and rounding of the options.
+pub fn cpu(options: &ModelOptions) -> Cpu {
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -182,8 +187,7 @@ pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError>
         Activations::Mixed => Rounding::Mixed,
         Activations::Int16 => Rounding::Int16,
     };
-    let cpu = Cpu::new(threads).with_rounding(rounding);
-    load_on(cpu, &gguf, options)
+    Cpu::new(threads).with_rounding(rounding)
 }
 
 /// [`load`] on a given CPU back end; its thread count replaces that of the options.
@@ -223,6 +227,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
 struct KvCache {
     layers: Vec<KvLayer>,
     blocks: u32,
+    bytes: u64,
 }
 
 fn kv_cache(shape: &Shape, kv_bytes_max: u64, ty: KvType) -> Result<KvCache, LoadError> {
@@ -254,7 +259,11 @@ fn kv_cache(shape: &Shape, kv_bytes_max: u64, ty: KvType) -> Result<KvCache, Loa
     let layers = (0..shape.layers)
         .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim, ty))
         .collect();
-    Ok(KvCache { layers, blocks })
+    Ok(KvCache {
+        layers,
+        blocks,
+        bytes,
+    })
 }
 
 fn facts(
@@ -282,6 +291,7 @@ fn facts(
             .sum(),
         file_bytes: gguf.file_bytes(),
         kv_blocks: kv.blocks,
+        kv_bytes: kv.bytes,
         block_tokens: BLOCK_TOKENS as u32,
         can_rewind: true,
         isa: cpu.isa_name().to_owned(),

@@ -3,6 +3,7 @@
 use super::isa::Kernel;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Cpu, Rounding};
 use crate::quant::GROUP;
 
@@ -111,6 +112,7 @@ impl Cpu {
     /// When `x` is not whole rows.
     pub fn quantize(&self, x: &[f32], cols: usize, out: &mut Activations) {
         assert!(x.len().is_multiple_of(cols), "whole rows");
+        let _watched = self.watch(|| Op::plain("quantize", 2 * size_of_val(x), 4 * x.len()));
         out.reshape(x.len() / cols, cols, self.rounding);
         self.fill(out, |row, values| {
             values.copy_from_slice(&x[row * cols..(row + 1) * cols])

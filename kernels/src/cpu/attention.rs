@@ -9,6 +9,7 @@ use super::isa::Kernel;
 use super::kv::HeadBlock;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Cpu, KvLayer};
 use crate::shapes::{AttentionRow, AttentionShape, BLOCK_TOKENS};
 use half::f16;
@@ -52,6 +53,7 @@ impl Cpu {
             .map(|row| shape.span(row.position).len())
             .max()
             .unwrap_or(0);
+        let _watched = self.watch(|| work(kv, rows, shape));
         // Enough items for every thread come before sharing keys between rows.
         let together = (rows.len() * shape.kv_heads / (4 * self.threads())).clamp(1, ROWS_MAX);
         let items = rows.len().div_ceil(together) * shape.kv_heads;
@@ -74,6 +76,18 @@ impl Cpu {
             }
         });
     }
+}
+
+/// Keys and values are read once for the rows of one sequence; each query multiplies with all it sees.
+fn work(kv: &KvLayer, rows: &[AttentionRow], shape: &AttentionShape) -> Op {
+    let span = |row: &AttentionRow| shape.span(row.position).len();
+    let sequences = rows.chunk_by(|a, b| a.table == b.table);
+    let read: usize = sequences
+        .map(|rows| rows.iter().map(span).max().unwrap_or(0))
+        .sum();
+    let seen: usize = rows.iter().map(span).sum();
+    let bytes = read * kv.token_bytes();
+    Op::plain("attention", bytes, seen * shape.heads * shape.head_dim * 4)
 }
 
 /// The queries of some rows that read one key head.

@@ -5,6 +5,7 @@ use super::matmul::{Sink, Write};
 use super::matrix::PANEL_ROWS;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Activation, Activations, Cpu, Matrix};
 
 impl Cpu {
@@ -26,6 +27,7 @@ impl Cpu {
             (up.rows(), up.cols()),
             "gate and up have one shape"
         );
+        let _watched = self.watch(|| Op::product("gate, up", &[gate, up], x, self.rounding));
         let (rows, width) = (x.rows(), up.rows());
         out.reshape(rows, width, self.rounding);
         if tmp.len() < rows * width {

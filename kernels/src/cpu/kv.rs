@@ -7,6 +7,7 @@
 use super::Cpu;
 use super::isa::Kernel;
 use super::simd::Simd;
+use super::watch::Op;
 use crate::quant::GROUP;
 use crate::shapes::BLOCK_TOKENS;
 use half::f16;
@@ -89,6 +90,15 @@ impl KvLayer {
             KvType::Q8_0 => head_dim + 2 * head_dim.div_ceil(GROUP),
         };
         2 * kv_heads * of_head * BLOCK_TOKENS
+    }
+
+    /// Bytes of the key and the value of one token.
+    pub(crate) fn token_bytes(&self) -> usize {
+        let ty = match self.planes {
+            Planes::F16 { .. } => KvType::F16,
+            Planes::Q8_0 { .. } => KvType::Q8_0,
+        };
+        KvLayer::block_bytes(self.kv_heads, self.head_dim, ty) / BLOCK_TOKENS
     }
 
     /// Key and value heads.
@@ -185,6 +195,7 @@ impl Cpu {
             k.len() == slots.len() * width && v.len() == k.len(),
             "one slot a row"
         );
+        let _watched = self.watch(|| Op::plain("write k, v", 3 * size_of_val(k), 2 * k.len()));
         for ((k, v), &slot) in k.chunks_exact(width).zip(v.chunks_exact(width)).zip(slots) {
             self.isa.run(WriteRow {
                 k,

@@ -9,6 +9,7 @@ use super::isa::Kernel;
 use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Activation, Activations, Cpu, Matrix, Rounding};
 use crate::quant::{BlockType, Scales};
 use std::marker::PhantomData;
@@ -60,6 +61,7 @@ impl Cpu {
             x.rows() * w.rows(),
             "one output row for each activation row"
         );
+        let _watched = self.watch(|| Op::product("matmul", &[w], x, self.rounding));
         let out = SharedOut::new(out);
         let sink = Sink {
             out: &out,

@@ -3,6 +3,7 @@
 use super::isa::Kernel;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Activations, Cpu};
 
 impl Cpu {
@@ -28,6 +29,7 @@ impl Cpu {
             x.len().is_multiple_of(width) && x.len() == out.len(),
             "whole rows, as many out as in"
         );
+        let _watched = self.watch(|| Op::plain("norm", 2 * size_of_val(x), 4 * x.len()));
         let out = SharedOut::new(out);
         self.split(x.len() / width, width, |range| {
             for row in range {
@@ -52,6 +54,7 @@ impl Cpu {
     pub fn norm_quantize(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Activations) {
         let width = weight.len();
         assert!(x.len().is_multiple_of(width), "whole rows");
+        let _watched = self.watch(|| Op::plain("norm, quantize", 2 * size_of_val(x), 8 * x.len()));
         out.reshape(x.len() / width, width, self.rounding);
         self.fill(out, |row, out| {
             let x = &x[row * width..(row + 1) * width];
@@ -74,6 +77,7 @@ impl Cpu {
             weight.len() == head_dim && x.len().is_multiple_of(head_dim),
             "whole heads"
         );
+        let _watched = self.watch(|| Op::plain("head norm", 2 * size_of_val(x), 4 * x.len()));
         let heads = x.len() / head_dim;
         let x = SharedOut::new(x);
         self.split(heads, head_dim, |range| {
