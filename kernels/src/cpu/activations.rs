@@ -96,6 +96,26 @@ impl Activations {
         }
     }
 
+    /// Takes some rows of others, as they are.
+    ///
+    /// # Panics
+    /// When a row is out of range.
+    pub fn gather(&mut self, from: &Activations, rows: &[u32]) {
+        let (cols, groups) = (from.cols, from.groups_per_row());
+        self.rows = rows.len();
+        self.cols = cols;
+        self.terms = from.terms;
+        self.values.clear();
+        self.groups.clear();
+        for &row in rows {
+            let row = row as usize;
+            assert!(row < from.rows, "a row of the others");
+            self.values.extend_from_slice(from.values(row));
+            self.groups
+                .extend_from_slice(&from.groups[row * groups..(row + 1) * groups]);
+        }
+    }
+
     /// The rows for tasks to write: values `[rows, cols]` and groups `[rows, terms, cols / 32]`.
     pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, SharedOut<'_, ActivationGroup>) {
         (

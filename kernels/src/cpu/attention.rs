@@ -378,7 +378,7 @@ fn accumulate<S: Simd, const N: usize>(
 
 /// `tanh x = 1 - 2 / (e^2x + 1)`.
 #[inline(always)]
-fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let e = s.exp(s.add(x, x));
     s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))))
 }

@@ -6,6 +6,7 @@
 mod activations;
 mod attention;
 mod ceiling;
+mod elementwise;
 mod embed;
 mod gated_act;
 mod isa;
@@ -24,6 +25,7 @@ pub use activations::Activations;
 pub use isa::{Isa, isas};
 pub use kv::{KvLayer, KvType};
 pub use matrix::Matrix;
+pub use norm::LayerNorm;
 pub use watch::{Op, Unit, Watcher, Weights};
 
 use std::sync::Arc;
