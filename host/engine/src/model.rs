@@ -1,13 +1,25 @@
 //! Model files made ready to run: hyperparameters, weights, KV cache and text model of one GGUF file.
 //!
-//! One architecture is one short file beside this one; what they share is in `graph.rs`. A file is refused when
+//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`. A file is refused when
 //! anything in it would not be used or cannot be run: a model that is almost computed gives wrong answers
 //! that look right.
 
+mod decoder;
+mod experts;
+mod gemma2;
 mod gemma3;
-mod graph;
+mod gptneox;
+mod granite;
+mod layer;
 mod llama;
+mod loader;
+mod olmo2;
 mod panels;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rotary;
+mod starcoder2;
 mod text_source;
 
 use std::collections::TryReserveError;
@@ -22,12 +34,24 @@ use thiserror::Error;
 
 use crate::executor::cpu::CpuExecutor;
 use crate::executor::{Executor, ModelFacts};
-pub(crate) use graph::{Graph, Scratch, Step};
-use graph::{Loader, Shape};
+pub(crate) use decoder::{Decoder, Scratch, Step};
+use loader::{Loader, Shape};
 use panels::Panels;
 
 /// `general.architecture` of every model that runs.
-const ARCHITECTURES: [&str; 2] = ["gemma3", "llama"];
+const ARCHITECTURES: [&str; 11] = [
+    "gemma2",
+    "gemma3",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "starcoder2",
+];
 
 /// How much of the machine a model may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,10 +223,18 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
     let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
     let architecture = gguf.metadata().require_str("general.architecture")?;
     let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
-    let mut loader = Loader::new(gguf, panels, architecture);
-    let graph: Box<dyn Graph> = match architecture {
-        "gemma3" => Box::new(gemma3::Gemma3::load(&mut loader)?),
-        "llama" => Box::new(llama::Llama::load(&mut loader)?),
+    let mut loader = Loader::new(gguf, panels, architecture, options.context_max);
+    let decoder = match architecture {
+        "gemma2" => gemma2::load(&mut loader)?,
+        "gemma3" => gemma3::load(&mut loader)?,
+        "gptneox" => gptneox::load(&mut loader)?,
+        "granite" => granite::load(&mut loader)?,
+        "llama" => llama::load(&mut loader)?,
+        "olmo2" => olmo2::load(&mut loader)?,
+        "phi3" => phi3::load(&mut loader)?,
+        "qwen2" => qwen2::load(&mut loader)?,
+        "qwen3" | "qwen3moe" => qwen3::load(&mut loader)?,
+        "starcoder2" => starcoder2::load(&mut loader)?,
         other => {
             return Err(LoadError::UnknownArchitecture {
                 architecture: other.to_owned(),
@@ -210,7 +242,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
         }
     };
     loader.finish()?;
-    let shape = graph.shape().clone();
+    let shape = decoder.shape().clone();
     if text.vocab_size() > shape.vocab {
         return Err(LoadError::VocabularyMismatch {
             tokens: text.vocab_size(),
@@ -219,7 +251,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
     }
     let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
     let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
-    let executor = CpuExecutor::new(cpu, graph, kv.layers, kv.blocks, facts.context_length);
+    let executor = CpuExecutor::new(cpu, decoder, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
 }
 

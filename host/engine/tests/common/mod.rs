@@ -33,12 +33,19 @@ impl Model {
     }
 
     pub(crate) fn open_with(path: &Path, cpu: Cpu, options: ModelOptions) -> Model {
-        let gguf = Gguf::open(path).expect("the model file is good");
+        Model::of(
+            &Gguf::open(path).expect("the model file is good"),
+            cpu,
+            options,
+        )
+    }
+
+    pub(crate) fn of(gguf: &Gguf, cpu: Cpu, options: ModelOptions) -> Model {
         let options = ModelOptions {
             kv_bytes_max: 64 << 20,
             ..options
         };
-        let (executor, facts, text) = load_on(cpu, &gguf, options).expect("the model loads");
+        let (executor, facts, text) = load_on(cpu, gguf, options).expect("the model loads");
         Model {
             executor,
             facts,
