@@ -38,6 +38,7 @@ pub mod scripted;
 mod sim;
 mod stats;
 mod step;
+pub mod synthetic;
 #[cfg(test)]
 mod tests;
 

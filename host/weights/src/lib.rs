@@ -14,6 +14,7 @@ mod metadata;
 mod packed;
 mod reader;
 mod tensor;
+mod writer;
 
 pub use arena::Arena;
 pub use error::GgufError;
@@ -21,3 +22,4 @@ pub use gguf::Gguf;
 pub use metadata::{Array, Metadata, Value, ValueType};
 pub use packed::{Packed, PackedError, PackedFile, PackedWriter};
 pub use tensor::Tensor;
+pub use writer::GgufWriter;
