@@ -226,12 +226,20 @@ fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
 /// The sum of `f` over all elements, `one` being the same for a single one.
 #[inline(always)]
 fn sum_of<S: Simd>(s: S, x: &[f32], f: impl Fn(S, S::F) -> S::F, one: impl Fn(f32) -> f32) -> f32 {
-    let mut sum = s.splat(0.0);
-    let mut chunks = x.chunks_exact(S::LANES);
+    /// Side by side: each is a shorter sum, which is quicker and rounds less.
+    const SUMS: usize = 4;
+    let mut sums = [s.splat(0.0); SUMS];
+    let mut chunks = x.chunks_exact(SUMS * S::LANES);
     for chunk in &mut chunks {
-        // SAFETY: a chunk is `LANES` long.
-        sum = s.add(sum, f(s, unsafe { s.load(chunk.as_ptr()) }));
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: a chunk is `SUMS * LANES` long.
+            *sum = s.add(
+                *sum,
+                f(s, unsafe { s.load(chunk.as_ptr().add(i * S::LANES)) }),
+            );
+        }
     }
     let rest: f32 = chunks.remainder().iter().map(|&x| one(x)).sum();
+    let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
     s.sum(sum) + rest
 }
