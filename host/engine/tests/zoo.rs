@@ -543,6 +543,20 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
         "key llama.expert_gating_func is 2, 1 (softmax) is expected",
     );
     refused(
+        &with_key("mixtral", "llama.expert_weights_norm", 7, &[0]),
+        "key llama.expert_weights_norm is false, true is expected",
+    );
+    let scale = 2.5f32.to_le_bytes();
+    refused(
+        &with_key("mixtral", "llama.expert_weights_scale", 6, &scale),
+        "key llama.expert_weights_scale is 2.5, 1 is expected",
+    );
+    let shared = 1u32.to_le_bytes();
+    refused(
+        &with_key("mixtral", "llama.expert_shared_count", 4, &shared),
+        "shared experts (key llama.expert_shared_count is 1) is not supported",
+    );
+    refused(
         &with_key(
             "llama",
             "llama.rope.scaling.type",

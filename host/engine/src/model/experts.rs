@@ -33,6 +33,7 @@ struct Expert {
 #[derive(Default)]
 pub(crate) struct ExpertScratch {
     scores: Vec<f32>, // [rows, experts]
+    order: Vec<u32>,  // [experts], of one row
     chosen: Vec<Choice>,
     rows: Vec<u32>,
     acts: Activations,
@@ -42,7 +43,7 @@ pub(crate) struct ExpertScratch {
 }
 
 /// A row goes through an expert, and what comes out counts so much.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Choice {
     expert: u32,
     row: u32,
@@ -94,18 +95,30 @@ impl Experts {
         let hidden = out.len() / x.rows();
         scratch.scores.resize(x.rows() * self.experts.len(), 0.0);
         cpu.matmul(&self.router, x, &mut scratch.scores);
-        self.choose(&scratch.scores, &mut scratch.chosen);
+        choose(
+            &scratch.scores,
+            self.experts.len(),
+            self.used,
+            &mut scratch.order,
+            &mut scratch.chosen,
+        );
         out.fill(0.0);
         for choices in scratch.chosen.chunk_by(|a, b| a.expert == b.expert) {
             let expert = &self.experts[choices[0].expert as usize];
-            scratch.rows.clear();
-            scratch.rows.extend(choices.iter().map(|choice| choice.row));
-            scratch.acts.gather(x, &scratch.rows);
+            // An expert that every row chose, as for a single row, takes them where they are.
+            let acts = if choices.len() == x.rows() {
+                x
+            } else {
+                scratch.rows.clear();
+                scratch.rows.extend(choices.iter().map(|choice| choice.row));
+                scratch.acts.gather(x, &scratch.rows);
+                &scratch.acts
+            };
             cpu.gate_up_act(
                 &expert.gate,
                 &expert.up,
                 act,
-                &scratch.acts,
+                acts,
                 &mut scratch.tmp,
                 &mut scratch.gated,
             );
@@ -117,25 +130,87 @@ impl Experts {
             }
         }
     }
+}
 
-    /// The experts of every row, by expert and then by row. Their weights are the softmax over the chosen scores, which
-    /// is that over all scores, scaled to sum to 1.
-    fn choose(&self, scores: &[f32], chosen: &mut Vec<Choice>) {
-        chosen.clear();
-        for (row, scores) in (0u32..).zip(scores.chunks_exact(self.experts.len())) {
-            let mut order: Vec<u32> = (0u32..).take(scores.len()).collect();
-            let score = |expert: &u32| scores[*expert as usize];
-            // Stable: of equal scores the lower index. Scores that are no numbers end as logits that are none.
-            order.sort_by(|a, b| score(b).total_cmp(&score(a)));
-            order.truncate(self.used);
-            let max = order.first().map_or(0.0, score);
-            let sum: f32 = order.iter().map(|expert| (score(expert) - max).exp()).sum();
-            chosen.extend(order.iter().map(|&expert| Choice {
-                expert,
-                row,
-                weight: (score(&expert) - max).exp() / sum,
-            }));
+/// The `used` (1 to `experts`) experts of every row of `scores` (`[rows, experts]`), by expert and then by row.
+///
+/// Their weights are the softmax over the chosen scores, which is that over all scores, scaled to sum to 1. Of equal
+/// scores the lower index is taken. Scores that are no numbers are taken before all others and make weights that are
+/// none, of their own row only: a broken model shall be seen to be broken.
+fn choose(
+    scores: &[f32],
+    experts: usize,
+    used: usize,
+    order: &mut Vec<u32>,
+    chosen: &mut Vec<Choice>,
+) {
+    chosen.clear();
+    for (row, scores) in (0u32..).zip(scores.chunks_exact(experts)) {
+        let score = |expert: u32| match scores[expert as usize] {
+            // Whatever its sign, which differs between instruction sets.
+            score if score.is_nan() => f32::NAN.copysign(1.0),
+            score => score,
+        };
+        let best_first = |a: &u32, b: &u32| score(*b).total_cmp(&score(*a)).then(a.cmp(b));
+        order.clear();
+        order.extend((0u32..).take(experts));
+        order.select_nth_unstable_by(used - 1, best_first);
+        order.truncate(used);
+        // Sums are taken best first, whatever order the selection left.
+        order.sort_unstable_by(best_first);
+        let max = score(order[0]);
+        let exp = |expert: u32| (score(expert) - max).exp();
+        let sum: f32 = order.iter().map(|expert| exp(*expert)).sum();
+        chosen.extend(order.iter().map(|&expert| Choice {
+            expert,
+            row,
+            weight: exp(expert) / sum,
+        }));
+    }
+    chosen.sort_unstable_by_key(|choice| (choice.expert, choice.row));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(scores: &[f32], experts: usize, used: usize) -> Vec<(u32, u32, f32)> {
+        let mut chosen = Vec::new();
+        choose(scores, experts, used, &mut Vec::new(), &mut chosen);
+        let parts = |choice: &Choice| (choice.expert, choice.row, choice.weight);
+        chosen.iter().map(parts).collect()
+    }
+
+    #[test]
+    fn the_best_are_chosen_and_of_equals_the_first() {
+        let scores = [1.0, 3.0, 3.0, 3.0, 5.0, 5.0, -1.0, 5.0];
+        let half = 0.5;
+        assert_eq!(
+            chosen(&scores, 4, 2),
+            [(0, 1, half), (1, 0, half), (1, 1, half), (2, 0, half)]
+        );
+        let all = chosen(&scores[..4], 4, 4);
+        let sum: f32 = all.iter().map(|choice| choice.2).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+        assert_eq!(chosen(&[0.0, 88.0, -500.0], 3, 1), [(1, 0, 1.0)]);
+    }
+
+    #[test]
+    fn scores_that_are_no_numbers_spoil_their_own_row_only() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for used in 1..=3 {
+                let scores = [bad, bad, bad, 1.0, 2.0, 0.5];
+                let mut own = chosen(&scores, 3, used);
+                assert_eq!(own.len(), 2 * used);
+                assert!(own.iter().all(|choice| choice.1 == 1 || choice.2.is_nan()));
+                own.retain(|choice| choice.1 == 1);
+                let alone = chosen(&scores[3..], 3, used);
+                assert!(
+                    own.iter()
+                        .zip(&alone)
+                        .all(|(a, b)| (a.0, a.2) == (b.0, b.2))
+                );
+            }
         }
-        chosen.sort_by_key(|choice| (choice.expert, choice.row));
     }
 }

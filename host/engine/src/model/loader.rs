@@ -166,6 +166,7 @@ impl<'g> Loader<'g> {
         const SOFTMAX: u32 = 1;
         let gating_func = self.metadata().u32(&gating)?.unwrap_or(SOFTMAX);
         self.check(&gating, gating_func, gating_func == SOFTMAX, "1 (softmax)")?;
+        self.refuse_other_mixtures()?;
         shape.experts = Some(ExpertShape {
             count,
             used,
@@ -178,6 +179,21 @@ impl<'g> Loader<'g> {
             },
         });
         Ok(shape)
+    }
+
+    /// Refuses what other architectures do with experts: a key that is ignored would be another model.
+    fn refuse_other_mixtures(&self) -> Result<(), LoadError> {
+        let norm = self.key("expert_weights_norm");
+        let is_normed = self.metadata().bool(&norm)?.unwrap_or(true);
+        self.check(&norm, is_normed, is_normed, "true")?;
+        let scale = self.key("expert_weights_scale");
+        let factor = self.metadata().f32(&scale)?.unwrap_or(1.0);
+        // 0 is how files say that there is none.
+        let is_plain = factor == 0.0 || factor == 1.0;
+        self.check(&scale, factor, is_plain, "1")?;
+        self.refuse("expert_shared_count", "shared experts")?;
+        self.refuse("expert_group_count", "groups of experts")?;
+        self.refuse("leading_dense_block_count", "layers without experts")
     }
 
     fn sizes(&self, norm: NormKind) -> Result<Shape, LoadError> {
