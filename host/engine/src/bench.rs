@@ -264,7 +264,9 @@ impl Bench {
             Work::Prefill => load.prefill.div_ceil(load.step_tokens_max),
             Work::Decode { .. } => load.decode,
         };
-        Ok(self.recorder.finish(total, u64::from(load.reps * steps)))
+        Ok(self
+            .recorder
+            .finish(total, u64::from(load.reps) * u64::from(steps)))
     }
 
     /// The limits of this machine, measured now.

@@ -13,6 +13,8 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// More than any machine has; each takes a stack.
+const THREADS_MAX: i64 = 1024;
 /// Rows whose steps are taken apart when none are asked for.
 const OPS_ROWS: [u32; 3] = [1, 8, 32];
 
@@ -37,8 +39,8 @@ pub(super) struct Bench {
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     step_tokens_max: u32,
     /// Threads that compute; 0 is one per processor
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=THREADS_MAX))]
+    threads: u16,
     /// How finely activations are rounded
     #[arg(long, value_name = "BITS", default_value = "mixed")]
     activations: Activations,
@@ -158,7 +160,7 @@ fn measure(bench: &Bench) -> Result<Report> {
     let gguf = Gguf::open(&bench.model).with_context(|| format!("cannot read the model {path}"))?;
     let weight_bytes = gguf.tensors().map(|tensor| tensor.data.len() as u64).sum();
     let options = ModelOptions {
-        threads: bench.threads,
+        threads: bench.threads.into(),
         kv_bytes_max: bench.kv_memory_mib.saturating_mul(1 << 20),
         kv_type: bench.kv_type.into(),
         activations: bench.activations.into(),

@@ -1,8 +1,10 @@
-//! NEON with the dot product of bytes (Armv8.2 `dotprod`): 4 lanes, one instruction for four bytes a lane.
+//! NEON with the dot-product extension of Armv8.2: 4 lanes, one instruction for a dot product of four bytes a lane.
+//!
+//! The dot product is written in assembly because its intrinsic is not stable yet.
 
 use super::Simd;
 use std::arch::aarch64::*;
-use std::arch::{asm, is_aarch64_feature_detected};
+use std::arch::asm;
 
 /// Proof that the machine has NEON and its dot products; made by [`Neon::detect`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,40 +13,28 @@ pub(crate) struct Neon(());
 impl Neon {
     /// The token, on a machine that has everything it stands for.
     pub(crate) fn detect() -> Option<Neon> {
-        let all = is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod");
+        let all = std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod");
         all.then_some(Neon(()))
     }
 }
 
-/// Adds to every lane the products of its four bytes of `codes[i]` with the bytes `4 * i..4 * i + 4` of `x`, for every `i`.
-///
-/// In assembly because the intrinsic is not stable.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn dot_quads(mut acc: int32x4_t, codes: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
-    let [a, b, c, d] = codes;
-    // SAFETY: the function is compiled with the feature; only the registers named are touched.
-    unsafe {
+/// Adds to every lane the dot product of its four bytes of `a` with bytes `4 * LANE..4 * LANE + 4` of `x`.
+macro_rules! dot {
+    ($acc:ident, $a:expr, $x:expr, $lane:literal) => {
         asm!(
-            "sdot {acc:v}.4s, {a:v}.16b, {x:v}.4b[0]",
-            "sdot {acc:v}.4s, {b:v}.16b, {x:v}.4b[1]",
-            "sdot {acc:v}.4s, {c:v}.16b, {x:v}.4b[2]",
-            "sdot {acc:v}.4s, {d:v}.16b, {x:v}.4b[3]",
-            acc = inout(vreg) acc,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            c = in(vreg) c,
-            d = in(vreg) d,
-            x = in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    acc
+            ".arch_extension dotprod",
+            concat!("sdot {acc:v}.4s, {a:v}.16b, {x:v}.4b[", $lane, "]"),
+            acc = inout(vreg) $acc,
+            a = in(vreg) $a,
+            x = in(vreg) $x,
+            options(pure, nomem, nostack, preserves_flags)
+        )
+    };
 }
 
 impl Simd for Neon {
     const LANES: usize = 4;
-    // 8 sums of floats, 8 of products and the 4 vectors of codes leave 12 of 32 registers.
     const TILE_ROWS: usize = 8;
     const SIGNED_BYTES: bool = true;
     type F = float32x4_t;
@@ -101,11 +91,12 @@ impl Simd for Neon {
     unsafe fn store_i8(self, x: float32x4_t, p: *mut i8) -> i32 {
         // SAFETY: `self` proves the instructions; 4 bytes are writable by the caller's promise.
         unsafe {
-            let words = vqmovn_s32(vcvtnq_s32_f32(x));
-            let bytes = vqmovn_s16(vcombine_s16(words, vdup_n_s16(0)));
-            let four = vget_lane_u32::<0>(vreinterpret_u32_s8(bytes));
-            p.cast::<u32>().write_unaligned(four);
-            i32::from(vaddlv_s8(bytes))
+            let halves = vqmovn_s32(vcvtnq_s32_f32(x));
+            let bytes = vqmovn_s16(vcombine_s16(halves, halves));
+            p.cast::<u32>()
+                .write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_s8(bytes)));
+            // Of the bytes: what saturated is what was stored.
+            i32::from(vaddv_s16(vget_low_s16(vmovl_s8(bytes))))
         }
     }
 
@@ -129,17 +120,15 @@ impl Simd for Neon {
         // SAFETY: `self` proves the instructions.
         unsafe { vdivq_f32(a, b) }
     }
-    /// `b` where one of the two is NaN, as on the other instruction sets; the instruction of that name gives NaN.
     #[inline(always)]
     fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: `self` proves the instructions.
-        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+        unsafe { vmaxq_f32(a, b) }
     }
-    /// As [`max`](Simd::max).
     #[inline(always)]
     fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: `self` proves the instructions.
-        unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
+        unsafe { vminq_f32(a, b) }
     }
     #[inline(always)]
     fn abs(self, a: float32x4_t) -> float32x4_t {
@@ -160,8 +149,8 @@ impl Simd for Neon {
     fn exp2_integral(self, a: float32x4_t) -> float32x4_t {
         // SAFETY: `self` proves the instructions.
         unsafe {
-            let biased = vaddq_s32(vcvtnq_s32_f32(a), vdupq_n_s32(127));
-            vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+            let exponent = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
         }
     }
     #[inline(always)]
@@ -172,7 +161,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn max_lane(self, a: float32x4_t) -> f32 {
         // SAFETY: `self` proves the instructions.
-        unsafe { vmaxnmvq_f32(a) }
+        unsafe { vmaxvq_f32(a) }
     }
 
     #[inline(always)]
@@ -187,9 +176,9 @@ impl Simd for Neon {
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        // SAFETY: a hint, which never faults. In assembly because the intrinsic is not stable.
+        // SAFETY: a hint, which never faults.
         unsafe {
-            asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags));
+            asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags))
         }
     }
     #[inline(always)]
@@ -217,32 +206,36 @@ impl Simd for Neon {
         // SAFETY: `self` proves the instructions.
         unsafe { vqtbl1q_u8(table, codes) }
     }
-    /// The amount is a register's, because an immediate cannot be a parameter's that may be 0.
     #[inline(always)]
     fn shift_left<const N: u32>(self, a: uint8x16_t) -> uint8x16_t {
-        // SAFETY: `self` proves the instructions.
+        // SAFETY: `self` proves the instructions. By a register, because an immediate is an i32.
         unsafe { vshlq_u8(a, vdupq_n_s8(N as i8)) }
     }
-    /// As [`shift_left`](Simd::shift_left), by a negative amount.
     #[inline(always)]
     fn shift_right<const N: u32>(self, a: uint8x16_t) -> uint8x16_t {
-        // SAFETY: `self` proves the instructions.
+        // SAFETY: `self` proves the instructions. A negative count shifts right.
         unsafe { vshlq_u8(a, vdupq_n_s8(-(N as i8))) }
     }
     #[inline(always)]
     unsafe fn dot4<const BITS: u32>(
         self,
-        acc: int32x4_t,
+        mut acc: int32x4_t,
         codes: &[uint8x16_t; 4],
         x: *const i8,
     ) -> int32x4_t {
-        // Codes of fewer bits are the same signed or unsigned.
-        let codes = match BITS {
-            // SAFETY: `self` proves the instructions.
-            8 => codes.map(|codes| unsafe { veorq_u8(codes, vdupq_n_u8(1 << 7)) }),
-            _ => *codes,
-        };
         // SAFETY: `self` proves the instructions; 16 bytes are readable at `x` by the caller's promise.
-        unsafe { dot_quads(acc, codes, vld1q_s8(x)) }
+        unsafe {
+            let x = vld1q_s8(x);
+            // Codes of less than 8 bits are the same signed; those of 8 count from -128.
+            let [a, b, c, d] = match BITS {
+                8 => codes.map(|codes| veorq_u8(codes, vdupq_n_u8(128))),
+                _ => *codes,
+            };
+            dot!(acc, a, x, 0);
+            dot!(acc, b, x, 1);
+            dot!(acc, c, x, 2);
+            dot!(acc, d, x, 3);
+        }
+        acc
     }
 }
