@@ -224,8 +224,6 @@ fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
 }
 
 /// The sum of `f` over all elements, `one` being the same for a single one.
-///
-/// Narrow vectors go side by side as 16 sums, so that they are no less exact than wide ones.
 #[inline(always)]
 fn sum_of<S: Simd>(s: S, x: &[f32], f: impl Fn(S, S::F) -> S::F, one: impl Fn(f32) -> f32) -> f32 {
     /// Side by side: each is a shorter sum, which is quicker and rounds less.
