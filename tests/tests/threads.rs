@@ -4,13 +4,18 @@
 use anyhow::{Context, Result, ensure};
 use realm_tests::server::{DataDir, Server};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::time::Duration;
 
 /// Idle time that is looked at.
 const WATCHED: Duration = Duration::from_secs(3);
-/// The kernel counts processor time in hundredths of a second.
-const TICKS_A_SECOND: u64 = 100;
+/// Of it, what all threads may use together: one part in a hundred.
+const USED_MAX: Duration = Duration::from_millis(30);
+/// The same without the thread that ticks for components, which never sleeps for long.
+const USED_MAX_ELSEWHERE: Duration = Duration::from_millis(3);
+const TICKER: &str = "sandbox-ticker";
 
 /// Grants this thread, and with it the processes it starts, the first `count` of its processors.
 fn grant(count: usize) -> Result<()> {
@@ -23,24 +28,29 @@ fn grant(count: usize) -> Result<()> {
     Ok(sched_setaffinity(None, &some)?)
 }
 
-/// How many of the server's threads bear names that start like this.
-fn named(server: &Server, start: &str) -> Result<usize> {
-    let mut count = 0;
+/// The server's threads by id: name and processor time of each.
+fn threads(server: &Server) -> Result<BTreeMap<OsString, (String, Duration)>> {
+    let mut threads = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{}/task", server.pid()))? {
+        let (id, task) = task.map(|task| (task.file_name(), task.path()))?;
         // A thread may end between being listed and being asked.
-        let name = fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
-        count += usize::from(name.starts_with(start));
+        let Ok(name) = fs::read_to_string(task.join("comm")) else {
+            continue;
+        };
+        // In nanoseconds, where `stat` samples hundredths of a second.
+        let times = fs::read_to_string(task.join("schedstat")).context("a thread's times")?;
+        let used = times.split_whitespace().next().context("three numbers")?;
+        let used = Duration::from_nanos(used.parse()?);
+        threads.insert(id, (name.trim().to_owned(), used));
     }
-    Ok(count)
+    Ok(threads)
 }
 
-/// Processor time the server has used, in ticks.
-fn ticks(server: &Server) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid()))?;
-    // The name, in parentheses, may hold anything; user and system time are the 12th and 13th field after it.
-    let (_, fields) = stat.rsplit_once(')').context("a line of fields")?;
-    let fields: Vec<_> = fields.split_whitespace().collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+/// How many of them bear names that start like this.
+fn named(server: &Server, start: &str) -> Result<usize> {
+    let threads = threads(server)?;
+    let named = threads.values().filter(|(name, _)| name.starts_with(start));
+    Ok(named.count())
 }
 
 #[test]
@@ -67,13 +77,24 @@ fn an_idle_server_uses_next_to_no_processor_time() -> Result<()> {
     let server = Server::start()?;
     // What the start leaves behind ends first.
     std::thread::sleep(Duration::from_secs(1));
-    let began = ticks(&server)?;
+    let before = threads(&server)?;
     std::thread::sleep(WATCHED);
-    let used = ticks(&server)? - began;
-    println!("{used} hundredths of a second in {WATCHED:?}");
+    let (mut ticker, mut others) = (Duration::ZERO, Duration::ZERO);
+    for (id, (name, used)) in threads(&server)? {
+        let used = used - before.get(&id).map_or(Duration::ZERO, |(_, used)| *used);
+        *if name == TICKER {
+            &mut ticker
+        } else {
+            &mut others
+        } += used;
+    }
+    println!("idle for {WATCHED:?}: {TICKER} {ticker:?}, all others {others:?}");
+    ensure!(!ticker.is_zero(), "the times of threads are counted");
+    ensure!(others <= USED_MAX_ELSEWHERE, "threads are busy: {others:?}");
     ensure!(
-        used * 100 <= WATCHED.as_secs() * TICKS_A_SECOND,
-        "more than 1 %: {used} hundredths of a second in {WATCHED:?}"
+        ticker + others <= USED_MAX,
+        "more than 1 %: {:?}",
+        ticker + others
     );
     Ok(())
 }
