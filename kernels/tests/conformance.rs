@@ -158,6 +158,38 @@ fn on_every_isa(check: impl Fn(Isa)) {
 }
 
 #[test]
+fn a_nan_spoils_no_more_on_one_instruction_set_than_on_another() {
+    let codes_of = |isa| {
+        let mut x = vec![0.5; 64];
+        x[9] = f32::NAN;
+        let weights: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let view = MatrixView {
+            ty: BlockType::F32,
+            rows: 1,
+            cols: 64,
+            data: &weights,
+        };
+        let cpu = Cpu::with_isa(isa, 1);
+        let mut ones = vec![0x11u8; 2 * 18];
+        for block in ones.chunks_exact_mut(18) {
+            block[..2].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
+        }
+        let quant = MatrixView {
+            ty: BlockType::Q4_0,
+            rows: 1,
+            cols: 64,
+            data: &ones,
+        };
+        (
+            matmul(&cpu, view, &x)[0].is_nan(),
+            matmul(&cpu, quant, &x)[0].is_nan(),
+        )
+    };
+    let all: Vec<_> = isas().into_iter().map(codes_of).collect();
+    assert!(all.iter().all(|of| *of == all[0]), "{all:?}");
+}
+
+#[test]
 fn what_the_machine_has_is_run() {
     let names: Vec<_> = isas().iter().map(|isa| isa.name()).collect();
     println!("instruction sets: {names:?}");
@@ -177,6 +209,9 @@ fn what_the_machine_has_is_run() {
             "AVX-512 VNNI is there and is not run"
         );
     }
+    // Every machine and emulator that runs these tests has it; one without would leave NEON untested.
+    #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+    assert_eq!(names, ["scalar", "neon-dotprod"]);
 }
 
 #[test]

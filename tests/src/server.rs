@@ -123,6 +123,11 @@ impl Server {
         &self.url
     }
 
+    /// The process' id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The operator's client.
     pub fn admin(&self) -> &Http {
         &self.admin

@@ -103,7 +103,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    let granted = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(executor_threads(granted))
+        .thread_name("executor")
         .enable_all()
         .build()
         .context("starting the runtime")?;
@@ -132,6 +135,12 @@ fn run(command: Command) -> Result<()> {
     // Connections that outlasted the drain are dropped here and not waited for.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
+}
+
+/// Threads for connections and components, of `granted` processors. The engine takes all of these, since components mostly
+/// wait for it; those that compute instead can take no more than half as many threads, so that the step goes on beside them.
+fn executor_threads(granted: usize) -> usize {
+    (granted / 2).max(1)
 }
 
 /// `REALM_LOG` chooses what is logged, as `debug` or `realm_server=debug`.

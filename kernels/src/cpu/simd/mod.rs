@@ -62,7 +62,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger; `b` where either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the hardware can.

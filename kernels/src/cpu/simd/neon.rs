@@ -120,15 +120,16 @@ impl Simd for Neon {
         // SAFETY: `self` proves the instructions.
         unsafe { vdivq_f32(a, b) }
     }
+    // By comparison, because the instruction gives NaN where one of the two is.
     #[inline(always)]
     fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: `self` proves the instructions.
-        unsafe { vmaxq_f32(a, b) }
+        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
     }
     #[inline(always)]
     fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: `self` proves the instructions.
-        unsafe { vminq_f32(a, b) }
+        unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
     }
     #[inline(always)]
     fn abs(self, a: float32x4_t) -> float32x4_t {

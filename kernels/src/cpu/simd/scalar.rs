@@ -1,4 +1,4 @@
-//! The vector operations on plain arrays: for machines without AVX2, and what other instruction sets are compared with.
+//! The vector operations on plain arrays: for machines with none of the others, and what other instruction sets are compared with.
 
 use super::Simd;
 use half::{bf16, f16};
