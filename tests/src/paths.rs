@@ -15,8 +15,9 @@ pub fn repository() -> PathBuf {
         .expect("tests/ lies inside the workspace")
 }
 
-/// `<target>/<profile>`, the folder this test's own executable was built into, so that the tests run the `realm` of the
-/// same build whatever `CARGO_TARGET_DIR` says.
+/// `<target>/<profile>`, the folder this test's own executable was built into, wherever the target folder is. The `realm`
+/// beside it is only as new as the last build of that binary: `cargo test -p realm-tests` does not build it, `cargo xtask
+/// test -p realm-tests` does.
 pub fn profile_dir() -> Result<PathBuf> {
     let own = std::env::current_exe().context("the test's own path")?;
     let deps = own.parent().context("a test executable lies in a folder")?;
@@ -60,7 +61,7 @@ pub fn cache_dir() -> Result<PathBuf> {
 
 /// A model file by name, from `REALM_MODELS` or the cache.
 pub fn model(file: &str) -> Result<PathBuf> {
-    let dir = match std::env::var_os("REALM_MODELS") {
+    let dir = match std::env::var_os("REALM_MODELS").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => cache_dir()?.join("models"),
     };
@@ -95,7 +96,7 @@ pub fn prebuilt(name: &str) -> Result<Vec<u8>> {
         .join(format!("{name}.wasm"));
     std::fs::read(&path).with_context(|| {
         format!(
-            "no component at {}; build it with `cargo xtask guests`",
+            "no component at {}; build it with `cargo xtask guests --update`",
             path.display()
         )
     })

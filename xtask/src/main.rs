@@ -35,7 +35,7 @@ enum Task {
     Models,
     /// Builds the ready-made components and the test guests.
     Guests(guests::Options),
-    /// Formatting, clippy with warnings as errors, and the documentation build.
+    /// Formatting, clippy and the documentation build with warnings as errors, and cargo-deny where it is installed.
     Lint,
 }
 
@@ -68,7 +68,7 @@ fn test(arguments: &[String]) -> Result<()> {
 }
 
 /// Builds all default members, for the demo as for the tests: one selection of packages means one set of features, so that
-/// neither builds what the other has built. Cargo's own output goes to standard error.
+/// the tests build again only what their own dependencies change. Cargo's own output goes to standard error.
 fn build() -> Result<()> {
     run(cargo()
         .args(["build", "--release"])
@@ -95,13 +95,35 @@ fn lint() -> Result<()> {
             "--exclude",
             "realm-test-guests",
         ])
-        .env("RUSTDOCFLAGS", "-D warnings"))
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    deny()
+}
+
+/// Holds dependencies to `deny.toml` where cargo-deny is installed. Advisories are left out: they need a database that is
+/// fetched, and change without a change here.
+fn deny() -> Result<()> {
+    let installed = cargo().args(["deny", "--version"]).output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "\ncargo-deny is NOT installed: deny.toml was NOT checked (`cargo install cargo-deny`)"
+        );
+        return Ok(());
+    }
+    run(cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
 /// The cargo that runs this task, in the workspace's root.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::root());
+    // These count from where the user stands, and the command runs elsewhere.
+    for name in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"] {
+        if let Some(folder) = std::env::var_os(name)
+            && let Ok(folder) = std::path::absolute(folder)
+        {
+            command.env(name, folder);
+        }
+    }
     command
 }
 

@@ -39,12 +39,14 @@ const GEMMA: Model = Model {
     megabytes: 253,
 };
 
-/// The cache folder: `REALM_MODELS`, else `$XDG_CACHE_HOME/realm/models`, else `~/.cache/realm/models`.
+/// The cache folder: `REALM_MODELS`, else `$XDG_CACHE_HOME/realm/models`, else `~/.cache/realm/models`. An empty variable is
+/// none. Absolute, because tests run in their crates' folders.
 pub(crate) fn directory() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("REALM_MODELS") {
-        return Ok(folder.into());
+    let set = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty());
+    if let Some(folder) = set("REALM_MODELS") {
+        return std::path::absolute(folder).context("REALM_MODELS");
     }
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+    let cache = match set("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => {
             PathBuf::from(std::env::var_os("HOME").context("neither REALM_MODELS nor HOME is set")?)
