@@ -67,9 +67,7 @@ impl Random {
             BlockType::BF16 => {
                 return self.shorts(rows * cols, |v| half::bf16::from_f32(v).to_bits());
             }
-            BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => &[0],
-            BlockType::Q6_K => &[208],
-            _ => &[0, 2],
+            ty => half_offsets(ty),
         };
         let mut data: Vec<u8> = (0..rows * ty.row_bytes(cols).expect("whole blocks"))
             .map(|_| self.next() as u8)
@@ -79,6 +77,16 @@ impl Random {
                 let scale = half::f16::from_f32(self.float() * 0.02).to_le_bytes();
                 block[at..at + 2].copy_from_slice(&scale);
             }
+            match ty {
+                // 2^-12 to 2^-5.
+                BlockType::MXFP4 => block[0] = 116 | block[0] & 7,
+                // The f16 is in the upper nibbles of four words; an exponent of 2^-9 to 2^-6.
+                BlockType::IQ1_M => {
+                    block[53] = block[53] & 0x0f | 0x80 & block[53];
+                    block[55] = 0x10 | block[55] & 0x8f;
+                }
+                _ => (),
+            }
         }
         data
     }
@@ -87,6 +95,20 @@ impl Random {
         (0..count)
             .flat_map(|_| bits(self.float()).to_le_bytes())
             .collect()
+    }
+}
+
+/// Where a block of this type has its f16 fields.
+fn half_offsets(ty: BlockType) -> &'static [usize] {
+    match ty {
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+        BlockType::Q2_K => &[80, 82],
+        BlockType::Q3_K => &[108],
+        BlockType::Q6_K => &[208],
+        BlockType::TQ1_0 => &[52],
+        BlockType::TQ2_0 => &[64],
+        BlockType::MXFP4 | BlockType::IQ1_M => &[],
+        _ => &[0],
     }
 }
 
@@ -167,6 +189,8 @@ fn matmul_is_the_reference_on_the_same_int8_activations() {
             let shapes: &[(usize, usize)] = match ty.block_len() {
                 1 => &[(1, 1), (17, 33), (40, 100), (16, 64)],
                 32 => &[(1, 32), (17, 96), (50, 576), (16, 64)],
+                64 => &[(1, 64), (17, 192), (50, 576)],
+                128 => &[(1, 128), (17, 384), (33, 640)],
                 _ => &[(1, 256), (17, 512), (33, 768)],
             };
             for &(rows, cols) in shapes {
@@ -216,21 +240,17 @@ fn matmul_is_the_reference_on_the_same_int8_activations() {
 fn the_largest_codes_and_activations_do_not_overflow() {
     on_every_isa(|isa| {
         let cpu = Cpu::with_isa(isa, 1);
-        for ty in [
-            BlockType::Q4_0,
-            BlockType::Q5_0,
-            BlockType::Q8_0,
-            BlockType::Q5_K,
-            BlockType::Q6_K,
-        ] {
+        for ty in BlockType::RUNNABLE {
+            // A power of two and a scale in nibbles cannot be set to 1 like the others.
+            if ty.block_len() == 1 || half_offsets(ty).is_empty() {
+                continue;
+            }
             let cols = 256;
             for fill in [0x00, 0x7f, 0x80, 0xff] {
                 let mut data = vec![fill; ty.row_bytes(cols).unwrap()];
                 for block in data.chunks_exact_mut(ty.block_bytes()) {
-                    let at = if ty == BlockType::Q6_K { 208 } else { 0 };
-                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
-                    if ty == BlockType::Q5_K {
-                        block[2..4].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
+                    for &at in half_offsets(ty) {
+                        block[at..at + 2].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
                     }
                 }
                 let view = MatrixView {

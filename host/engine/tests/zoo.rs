@@ -238,6 +238,16 @@ zoo_tests! {
     q5_0_agrees_with_float32: "llama-q5_0", QUANTISED;
     q5_1_agrees_with_float32: "llama-q5_1", QUANTISED;
     q8_0_agrees_with_float32: "llama-q8_0", QUANTISED;
+    q1_0_agrees_with_float32: "llama-q1_0", QUANTISED;
+    q2_0_agrees_with_float32: "llama-q2_0", QUANTISED;
+    q2_k_agrees_with_float32: "llama-q2_k", QUANTISED;
+    q3_k_agrees_with_float32: "llama-q3_k", QUANTISED;
+    iq3_s_agrees_with_float32: "llama-iq3_s", QUANTISED;
+    iq4_nl_agrees_with_float32: "llama-iq4_nl", QUANTISED;
+    iq4_xs_agrees_with_float32: "llama-iq4_xs", QUANTISED;
+    tq1_0_agrees_with_float32: "llama-tq1_0", QUANTISED;
+    tq2_0_agrees_with_float32: "llama-tq2_0", QUANTISED;
+    mxfp4_agrees_with_float32: "llama-mxfp4", QUANTISED;
     q4_k_agrees_with_float32: "llama-q4_k", QUANTISED;
     q5_k_agrees_with_float32: "llama-q5_k", QUANTISED;
     q6_k_agrees_with_float32: "llama-q6_k", QUANTISED;
@@ -248,7 +258,8 @@ zoo_tests! {
 #[test]
 fn exact_activations_agree_closely_for_every_type() {
     let types = [
-        "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "q4_k_m",
+        "q1_0", "q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k",
+        "q6_k", "q4_k_m", "iq3_s", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4",
     ];
     for ty in types {
         let cpu = Cpu::with_isa(Isa::best(), threads()).with_rounding(Rounding::Exact);

@@ -8,7 +8,7 @@ impl Cpu {
     ///
     /// # Panics
     /// When an id is not below `table.rows()` or `out` has another length: ids are checked where they enter.
-    pub fn embed(&self, table: &Matrix<'_>, ids: &[u32], scale: f32, out: &mut [f32]) {
+    pub fn embed(&self, table: &Matrix, ids: &[u32], scale: f32, out: &mut [f32]) {
         let width = table.cols();
         assert_eq!(out.len(), ids.len() * width, "one row out for each id");
         let out = SharedOut::new(out);

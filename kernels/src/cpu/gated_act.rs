@@ -14,8 +14,8 @@ impl Cpu {
     /// When the shapes do not fit.
     pub fn gate_up_act(
         &self,
-        gate: &Matrix<'_>,
-        up: &Matrix<'_>,
+        gate: &Matrix,
+        up: &Matrix,
         act: Activation,
         x: &Activations,
         tmp: &mut Vec<f32>,

@@ -10,7 +10,7 @@ use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_pane
 use super::shared::SharedOut;
 use super::simd::Simd;
 use super::{Activation, Activations, Cpu, Matrix, Rounding};
-use crate::quant::{BlockType, Scales, offset};
+use crate::quant::{BlockType, Scales};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -42,7 +42,7 @@ impl Cpu {
     ///
     /// # Panics
     /// When the shapes do not fit.
-    pub fn matmul(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
+    pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         self.multiply(w, x, out, Write::Store);
     }
 
@@ -50,11 +50,11 @@ impl Cpu {
     ///
     /// # Panics
     /// When the shapes do not fit.
-    pub fn matmul_add(&self, w: &Matrix<'_>, x: &Activations, residual: &mut [f32]) {
+    pub fn matmul_add(&self, w: &Matrix, x: &Activations, residual: &mut [f32]) {
         self.multiply(w, x, residual, Write::Add);
     }
 
-    fn multiply(&self, w: &Matrix<'_>, x: &Activations, out: &mut [f32], write: Write<'_>) {
+    fn multiply(&self, w: &Matrix, x: &Activations, out: &mut [f32], write: Write<'_>) {
         assert_eq!(
             out.len(),
             x.rows() * w.rows(),
@@ -78,7 +78,7 @@ impl Cpu {
     /// Nobody else uses these columns of `sink` (nor of its gate) during the call.
     pub(crate) unsafe fn panels(
         &self,
-        w: &Matrix<'_>,
+        w: &Matrix,
         x: &Activations,
         panels: Range<usize>,
         sink: Sink<'_>,
@@ -130,16 +130,27 @@ impl Cpu {
             return;
         }
         macro_rules! run {
-            ($($bits:literal $scales:ident),*) => {
-                match (layout.coding.bits, layout.coding.scales) {
-                    $(($bits, Scales::$scales) => {
-                        isa.run(QuantPanels::<$bits, { Scales::$scales as u8 }> { w, layout, x, panels, sink })
+            ($($bits:literal $scales:ident $table:literal),*) => {
+                match (layout.coding.bits, layout.coding.scales, layout.coding.table.is_some()) {
+                    $(($bits, Scales::$scales, $table) => {
+                        isa.run(QuantPanels::<$bits, { Scales::$scales as u8 }, $table> {
+                            w,
+                            layout,
+                            x,
+                            panels,
+                            sink,
+                        })
                     })*
-                    (bits, scales) => unreachable!("no format has {bits} bits with {scales:?} scales"),
+                    (bits, scales, _) => unreachable!("no format has {bits} bits with {scales:?} scales"),
                 }
             };
         }
-        run!(4 Symmetric, 5 Symmetric, 8 Symmetric, 4 Affine, 5 Affine, 4 SuperAffine, 5 SuperAffine, 6 SuperHalves);
+        run!(
+            2 Symmetric false, 4 Symmetric false, 5 Symmetric false, 8 Symmetric false,
+            4 Affine false, 5 Affine false, 4 SuperAffine false, 5 SuperAffine false,
+            2 SuperAffineHalves false, 2 SuperSymmetric false, 3 SuperHalves false, 6 SuperHalves false,
+            4 Symmetric true, 4 Power true, 4 SuperSymmetric true, 4 SuperHalves true
+        );
     }
 }
 
@@ -172,15 +183,17 @@ macro_rules! tiles {
     }};
 }
 
-struct QuantPanels<'a, const BITS: u32, const SCALES: u8> {
-    w: &'a Matrix<'a>,
+struct QuantPanels<'a, const BITS: u32, const SCALES: u8, const TABLE: bool> {
+    w: &'a Matrix,
     layout: &'a PanelLayout,
     x: &'a Activations,
     panels: Range<usize>,
     sink: Sink<'a>,
 }
 
-impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES> {
+impl<const BITS: u32, const SCALES: u8, const TABLE: bool> Kernel
+    for QuantPanels<'_, BITS, SCALES, TABLE>
+{
     type Out = ();
 
     #[inline(always)]
@@ -197,7 +210,14 @@ impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES>
                     for lane in (0..PANEL_ROWS).step_by(S::LANES) {
                         let mut y = [s.splat(0.0); N];
                         for x in &x[..self.x.terms()] {
-                            y = quant_tile::<S, BITS, SCALES, N>(s, self.layout, bytes, lane, x, y);
+                            y = quant_tile::<S, BITS, SCALES, TABLE, N>(
+                                s,
+                                self.layout,
+                                bytes,
+                                lane,
+                                x,
+                                y,
+                            );
                         }
                         put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
                     }
@@ -209,7 +229,7 @@ impl<const BITS: u32, const SCALES: u8> Kernel for QuantPanels<'_, BITS, SCALES>
 
 /// `acc` plus `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
 #[inline(always)]
-fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
+fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize>(
     s: S,
     layout: &PanelLayout,
     panel: &[u8],
@@ -227,12 +247,19 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
         x.iter().all(|x| x.len() == groups) && lane + S::LANES <= PANEL_ROWS,
         "rows as wide as the panel"
     );
-    let halves = SCALES == Scales::SuperHalves as u8;
+    let halves = SCALES == Scales::SuperHalves as u8 || SCALES == Scales::SuperAffineHalves as u8;
+    // Codes through a table are bytes, whatever the width they are stored in.
+    let signed = (BITS == 8 || TABLE) && S::SIGNED_BYTES;
+    let levels = layout.coding.table.map_or([0; 16], |table| table.levels);
+    let table = s.load_table(&match signed {
+        true => levels.map(|level| level.wrapping_add(128 - layout.coding.zero)),
+        false => levels,
+    });
     for g in 0..groups {
         // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
         // every access is to the `LANES` rows from `lane` on, and `lane + LANES <= 16`.
         let (scales, mins) =
-            unsafe { scales::<S, BITS, SCALES>(s, layout, panel.as_ptr(), lane, g) };
+            unsafe { scales::<S, SCALES, TABLE>(s, layout, panel.as_ptr(), lane, g) };
         // SAFETY: as above.
         let lines = unsafe { panel.as_ptr().add(g * group_bytes + 4 * lane) };
         // The same group of the next panel. A tile of several rows works so long on a group that the processor does not
@@ -245,11 +272,13 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
         s.prefetch(next_scales.wrapping_add(g * layout.scale_bytes));
         let mut dots = [s.int_zero(); N];
         // SAFETY: as above: the lines of group `g`.
-        let codes = unsafe { unpack::<S, BITS, 0>(s, lines) };
+        let codes = unsafe { unpack::<S, BITS, TABLE, 0>(s, table, lines) };
         for i in 0..N {
             // SAFETY: `g < groups`, the length of every row; the first 16 of a group's 32 codes.
-            dots[i] =
-                unsafe { s.dot4::<BITS>(dots[i], &codes, x[i].get_unchecked(g).codes.as_ptr()) };
+            dots[i] = unsafe {
+                let x = x[i].get_unchecked(g).codes.as_ptr();
+                dot::<S, BITS, TABLE>(s, dots[i], &codes, x)
+            };
         }
         if halves {
             for i in 0..N {
@@ -257,20 +286,19 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
                 let x = unsafe { x[i].get_unchecked(g) };
                 let y = s.mul(s.int_to_float(dots[i]), scales[0]);
                 acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
-                acc[i] = s.mul_add(mins[0], s.splat(x.half_sums[0]), acc[i]);
+                if !signed {
+                    acc[i] = s.mul_add(mins[0], s.splat(x.half_sums[0]), acc[i]);
+                }
                 dots[i] = s.int_zero();
             }
         }
         // SAFETY: as above: the lines of group `g`.
-        let codes = unsafe { unpack::<S, BITS, 1>(s, lines) };
+        let codes = unsafe { unpack::<S, BITS, TABLE, 1>(s, table, lines) };
         for i in 0..N {
             // SAFETY: `g < groups`; the last 16 of a group's 32 codes.
             dots[i] = unsafe {
-                s.dot4::<BITS>(
-                    dots[i],
-                    &codes,
-                    x[i].get_unchecked(g).codes.as_ptr().add(16),
-                )
+                let x = x[i].get_unchecked(g).codes.as_ptr().add(16);
+                dot::<S, BITS, TABLE>(s, dots[i], &codes, x)
             };
         }
         for i in 0..N {
@@ -278,7 +306,7 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
             let x = unsafe { x[i].get_unchecked(g) };
             let y = s.mul(s.int_to_float(dots[i]), scales[1]);
             acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
-            if !(BITS == 8 && S::SIGNED_BYTES) {
+            if !signed {
                 let sum = if halves { x.half_sums[1] } else { x.sum };
                 acc[i] = s.mul_add(mins[1], s.splat(sum), acc[i]);
             }
@@ -287,95 +315,178 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const N: usize>(
     acc
 }
 
+/// Adds to every lane the dot product of its 16 codes with the 16 activations at `x`.
+///
+/// # Safety
+/// 16 bytes are readable at `x`.
+#[inline(always)]
+unsafe fn dot<S: Simd, const BITS: u32, const TABLE: bool>(
+    s: S,
+    acc: S::I,
+    codes: &[S::C; 4],
+    x: *const i8,
+) -> S::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if TABLE {
+            s.dot4::<8>(acc, codes, x)
+        } else {
+            s.dot4::<BITS>(acc, codes, x)
+        }
+    }
+}
+
 /// Scales and mins of the two halves of group `g` (the same twice unless the format scales halves).
 ///
 /// # Safety
 /// `panel` is laid out by `layout`, has a group `g`, and `lane + LANES <= 16`.
 #[inline(always)]
-unsafe fn scales<S: Simd, const BITS: u32, const SCALES: u8>(
+unsafe fn scales<S: Simd, const SCALES: u8, const TABLE: bool>(
     s: S,
     layout: &PanelLayout,
     panel: *const u8,
     lane: usize,
     g: usize,
 ) -> ([S::F; 2], [S::F; 2]) {
-    let symmetric = s.splat(-offset(BITS));
-    // SAFETY: the caller's promise: `scales_at` and `supers_at` start streams of 32 or 64 bytes for each group and each
+    const SYMMETRIC: u8 = Scales::Symmetric as u8;
+    const POWER: u8 = Scales::Power as u8;
+    const AFFINE: u8 = Scales::Affine as u8;
+    const SUPER_SYMMETRIC: u8 = Scales::SuperSymmetric as u8;
+    const SUPER_HALVES: u8 = Scales::SuperHalves as u8;
+    const SUPER_AFFINE: u8 = Scales::SuperAffine as u8;
+    let zero = s.splat(-f32::from(layout.coding.zero));
+    // SAFETY: the caller's promise: `scales_at` and `supers_at` start streams of so many bytes for each group and each
     // block of 8 groups, made of runs of 16 f16 or 16 bytes; even f16 runs keep the pointers aligned to 2.
     unsafe {
-        let (factors_per_group, super_bytes) = match SCALES {
-            a if a == Scales::Affine as u8 => (4 * PANEL_ROWS, 0),
-            a if a == Scales::SuperAffine as u8 => (2 * PANEL_ROWS, 4 * PANEL_ROWS),
-            _ => (2 * PANEL_ROWS, 2 * PANEL_ROWS),
+        let group = panel.add(layout.scales_at + g * layout.scale_bytes);
+        let block = panel.add(layout.supers_at + g / SUPER_GROUPS * layout.super_bytes + 2 * lane);
+        let of_block = || {
+            let scale = s.load_f16(block.cast());
+            match TABLE {
+                true => s.mul(scale, s.splat(layout.coding.unit)),
+                false => scale,
+            }
         };
-        let group = panel.add(layout.scales_at + g * factors_per_group);
-        let block = || panel.add(layout.supers_at + g / SUPER_GROUPS * super_bytes + 2 * lane);
-        if SCALES == Scales::Symmetric as u8 {
-            let scale = s.load_f16(group.add(2 * lane).cast());
-            let min = s.mul(scale, symmetric);
-            ([scale; 2], [min; 2])
-        } else if SCALES == Scales::Affine as u8 {
-            let scale = s.load_f16(group.add(2 * lane).cast());
-            let min = s.load_f16(group.add(2 * PANEL_ROWS + 2 * lane).cast());
-            ([scale; 2], [min; 2])
-        } else if SCALES == Scales::SuperAffine as u8 {
-            let scale = s.mul(s.load_f16(block().cast()), s.load_u8(group.add(lane)));
-            let min = s.mul(
-                s.load_f16(block().add(2 * PANEL_ROWS).cast()),
-                s.load_u8(group.add(PANEL_ROWS + lane)),
-            );
-            ([scale; 2], [s.sub(s.splat(0.0), min); 2])
-        } else {
-            let scale = s.load_f16(block().cast());
-            let first = s.mul(scale, s.load_i8(group.add(lane)));
-            let second = s.mul(scale, s.load_i8(group.add(PANEL_ROWS + lane)));
-            (
-                [first, second],
-                [s.mul(first, symmetric), s.mul(second, symmetric)],
-            )
+        let min_of_block = || s.sub(s.splat(0.0), s.load_f16(block.add(2 * PANEL_ROWS).cast()));
+        match SCALES {
+            SYMMETRIC | POWER => {
+                let scale = match SCALES {
+                    POWER => s.load_bf16(group.add(2 * lane).cast()),
+                    _ => s.load_f16(group.add(2 * lane).cast()),
+                };
+                ([scale; 2], [s.mul(scale, zero); 2])
+            }
+            AFFINE => {
+                let scale = s.load_f16(group.add(2 * lane).cast());
+                let min = s.load_f16(group.add(2 * PANEL_ROWS + 2 * lane).cast());
+                ([scale; 2], [min; 2])
+            }
+            SUPER_SYMMETRIC => {
+                let scale = s.mul(of_block(), s.load_i8(group.add(lane)));
+                ([scale; 2], [s.mul(scale, zero); 2])
+            }
+            SUPER_HALVES => {
+                let scale = of_block();
+                let first = s.mul(scale, s.load_i8(group.add(lane)));
+                let second = s.mul(scale, s.load_i8(group.add(PANEL_ROWS + lane)));
+                ([first, second], [s.mul(first, zero), s.mul(second, zero)])
+            }
+            SUPER_AFFINE => {
+                let scale = s.mul(of_block(), s.load_u8(group.add(lane)));
+                let min = s.mul(min_of_block(), s.load_u8(group.add(PANEL_ROWS + lane)));
+                ([scale; 2], [min; 2])
+            }
+            _ => {
+                let (scale, min) = (of_block(), min_of_block());
+                let [first, second] =
+                    [lane, PANEL_ROWS + lane].map(|at| nibbles(s, s.load_u8(group.add(at))));
+                (
+                    [s.mul(scale, first[0]), s.mul(scale, second[0])],
+                    [s.mul(min, first[1]), s.mul(min, second[1])],
+                )
+            }
         }
     }
 }
 
-/// The codes of half a group: four quads, one vector each.
+/// The low and the high nibbles of integral lanes in 0..256.
+#[inline(always)]
+fn nibbles<S: Simd>(s: S, bytes: S::F) -> [S::F; 2] {
+    // 16 h + l is h + l / 16 - 15 / 32, less than half away from h for every l.
+    let high = s.round(s.mul_add(bytes, s.splat(1.0 / 16.0), s.splat(-15.0 / 32.0)));
+    [s.mul_add(high, s.splat(-16.0), bytes), high]
+}
+
+/// The codes of half a group, looked up where there is a table: four quads, one vector each.
 ///
 /// # Safety
 /// `lines` points into the first line of a group of `BITS`-bit codes, with `4 * LANES` bytes of the line after it.
 #[inline(always)]
-unsafe fn unpack<S: Simd, const BITS: u32, const HALF: usize>(s: S, lines: *const u8) -> [S::C; 4] {
+unsafe fn unpack<S: Simd, const BITS: u32, const TABLE: bool, const HALF: usize>(
+    s: S,
+    table: S::C,
+    lines: *const u8,
+) -> [S::C; 4] {
     // SAFETY: the caller's promise; a group has `BITS` lines and none below goes past them.
     let line = |i: usize| unsafe { s.load_codes(lines.add(i * LINE)) };
     if BITS == 8 {
         return std::array::from_fn(|i| line(4 * HALF + i));
     }
-    let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
-    let low = [
-        s.and(a, 15),
-        s.and(s.shift_right::<4>(a), 15),
-        s.and(b, 15),
-        s.and(s.shift_right::<4>(b), 15),
-    ];
-    let high = match BITS {
-        5 => {
-            let bits = line(4);
-            let shifted = if HALF == 0 {
-                [
-                    s.shift_left::<4>(bits),
-                    s.shift_left::<3>(bits),
-                    s.shift_left::<2>(bits),
-                    s.shift_left::<1>(bits),
-                ]
-            } else {
-                [
-                    bits,
-                    s.shift_right::<1>(bits),
-                    s.shift_right::<2>(bits),
-                    s.shift_right::<3>(bits),
-                ]
-            };
-            shifted.map(|v| s.and(v, 0x10))
+    let low = if BITS < 4 {
+        let pairs = line(HALF);
+        [
+            pairs,
+            s.shift_right::<2>(pairs),
+            s.shift_right::<4>(pairs),
+            s.shift_right::<6>(pairs),
+        ]
+        .map(|v| s.and(v, 3))
+    } else {
+        let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
+        [a, s.shift_right::<4>(a), b, s.shift_right::<4>(b)].map(|v| s.and(v, 15))
+    };
+    let high = match (BITS, HALF) {
+        (3, 0) => {
+            let bits = line(2);
+            [
+                s.shift_left::<2>(bits),
+                s.shift_left::<1>(bits),
+                bits,
+                s.shift_right::<1>(bits),
+            ]
+            .map(|v| s.and(v, 0x04))
         }
-        6 => {
+        (3, _) => {
+            let bits = line(2);
+            [
+                s.shift_right::<2>(bits),
+                s.shift_right::<3>(bits),
+                s.shift_right::<4>(bits),
+                s.shift_right::<5>(bits),
+            ]
+            .map(|v| s.and(v, 0x04))
+        }
+        (5, 0) => {
+            let bits = line(4);
+            [
+                s.shift_left::<4>(bits),
+                s.shift_left::<3>(bits),
+                s.shift_left::<2>(bits),
+                s.shift_left::<1>(bits),
+            ]
+            .map(|v| s.and(v, 0x10))
+        }
+        (5, _) => {
+            let bits = line(4);
+            [
+                bits,
+                s.shift_right::<1>(bits),
+                s.shift_right::<2>(bits),
+                s.shift_right::<3>(bits),
+            ]
+            .map(|v| s.and(v, 0x10))
+        }
+        (6, _) => {
             let bits = line(4 + HALF);
             [
                 s.shift_left::<4>(bits),
@@ -385,6 +496,7 @@ unsafe fn unpack<S: Simd, const BITS: u32, const HALF: usize>(s: S, lines: *cons
             ]
             .map(|v| s.and(v, 0x30))
         }
+        _ if TABLE => return low.map(|codes| s.lookup(table, codes)),
         _ => return low,
     };
     std::array::from_fn(|i| s.or(low[i], high[i]))
@@ -430,7 +542,7 @@ impl Element for Bf16 {
 }
 
 struct FloatPanels<'a, E> {
-    w: &'a Matrix<'a>,
+    w: &'a Matrix,
     x: &'a Activations,
     panels: Range<usize>,
     sink: Sink<'a>,

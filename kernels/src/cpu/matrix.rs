@@ -2,29 +2,24 @@
 //!
 //! A quantised panel keeps its codes as narrow as the file does and its scales as exact. It is three streams:
 //! - codes, for each group of 32 columns: 64-byte lines in which byte `4 * row + j` is about column `4 * quad + j`.
-//!   Line `l` holds the low 4 bits of quad `2l` in its low nibbles and of quad `2l + 1` in its high ones; a line of fifth
-//!   bits has quad `q` at bit `q`; the two lines of fifth-and-sixth bits have quad `4h + q` of half `h` at bit `2q`.
-//!   8-bit codes have a line for each quad.
-//! - scales, for each group: 16 f16 scales (and 16 f16 mins), or 16 + 16 bytes of integer factors;
-//! - for the K formats, for each 256 columns: 16 f16 scales (and 16 f16 mins).
+//!   A code is cut into parts of 8, 4, 2 and 1 bits, the lowest part first ([`parts`]); a part of `n` bits has `n` lines,
+//!   each of which holds `8 / n` quads, the first in the lowest bits.
+//! - scales, for each group: 16 f16 scales (and 16 f16 mins), or 16 bytes of integer factors for each thing scaled;
+//! - for the formats with blocks of 256 columns, for each of them: 16 f16 scales (and 16 f16 mins).
 //!
 //! A float panel is `[cols, 16]` in the file's type.
 
 use super::Cpu;
 use super::shared::SharedOut;
 use crate::quant::{BlockType, Coding, GROUP, GroupCodes, MatrixView, Scales, coding};
-use std::marker::PhantomData;
+use bytes::{Bytes, BytesMut};
 
 /// Rows in a panel: the lanes of the widest vector.
 pub(crate) const PANEL_ROWS: usize = 16;
 /// Bytes of a line: one byte quad for each row of a panel.
 pub(crate) const LINE: usize = 4 * PANEL_ROWS;
-/// Groups in a block of the K formats.
+/// Groups in a block of 256 columns.
 pub(crate) const SUPER_GROUPS: usize = 8;
-
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([u8; LINE]);
 
 /// Sizes and places of the streams of a quantised panel, in bytes.
 #[derive(Clone, Copy)]
@@ -41,12 +36,7 @@ pub(crate) struct PanelLayout {
 impl PanelLayout {
     fn new(coding: Coding, cols: usize) -> PanelLayout {
         let group_bytes = LINE * coding.bits as usize * GROUP / 4 / 8;
-        let (scale_bytes, super_bytes) = match coding.scales {
-            Scales::Symmetric => (2 * PANEL_ROWS, 0),
-            Scales::Affine => (4 * PANEL_ROWS, 0),
-            Scales::SuperAffine => (2 * PANEL_ROWS, 4 * PANEL_ROWS),
-            Scales::SuperHalves => (2 * PANEL_ROWS, 2 * PANEL_ROWS),
-        };
+        let (scale_bytes, super_bytes) = stream_bytes(coding.scales);
         let groups = cols / GROUP;
         let scales_at = groups * group_bytes;
         let supers_at = scales_at + groups * scale_bytes;
@@ -63,90 +53,117 @@ impl PanelLayout {
     }
 }
 
-/// A weight matrix made ready for a [`Cpu`]; it owns a repacked copy, so the file's pages can leave memory.
-pub struct Matrix<'w> {
+/// Bytes of scales for each group and for each block of 256 columns.
+#[inline(always)]
+pub(crate) const fn stream_bytes(scales: Scales) -> (usize, usize) {
+    let (of_group, of_block) = match scales {
+        Scales::Symmetric | Scales::Power => (2, 0),
+        Scales::Affine => (4, 0),
+        Scales::SuperSymmetric => (1, 2),
+        Scales::SuperHalves => (2, 2),
+        Scales::SuperAffine | Scales::SuperAffineHalves => (2, 4),
+    };
+    (of_group * PANEL_ROWS, of_block * PANEL_ROWS)
+}
+
+/// The parts that codes of `bits` bits are cut into: bits of a part and how many lie below it.
+pub(crate) const fn parts(bits: u32) -> &'static [(u32, u32)] {
+    match bits {
+        2 => &[(2, 0)],
+        3 => &[(2, 0), (1, 2)],
+        4 => &[(4, 0)],
+        5 => &[(4, 0), (1, 4)],
+        6 => &[(4, 0), (2, 4)],
+        8 => &[(8, 0)],
+        _ => panic!("no format has codes of this width"),
+    }
+}
+
+/// A weight matrix made ready for a [`Cpu`]: its panels, in memory of its own or in a mapped file.
+pub struct Matrix {
     ty: BlockType,
     rows: usize,
     cols: usize,
     layout: Option<PanelLayout>, // `None`: a float type
     panel_bytes: usize,          // a multiple of `LINE`
-    data: Vec<Line>,             // [rows / 16, panel_bytes]
-    weights: PhantomData<&'w [u8]>,
+    panels: Bytes,               // [rows / 16, panel_bytes], aligned to `LINE`
 }
 
 impl Cpu {
-    /// Repacks a matrix for this CPU's kernels.
+    /// Writes the panels of a matrix. They are the same on every instruction set.
+    ///
+    /// - `out`: zeros, [`Matrix::packed_bytes`] of them.
     ///
     /// # Panics
-    /// When the type is not [runnable](BlockType::is_runnable) or `data` does not have the size of the shape: the loader
-    /// refuses such files.
-    pub fn prepare<'w>(&self, view: MatrixView<'w>) -> Matrix<'w> {
-        let MatrixView {
-            ty,
-            rows,
-            cols,
-            data,
-        } = view;
+    /// When the type is not [runnable](BlockType::is_runnable) or a size does not fit the shape: the loader refuses such
+    /// files.
+    pub fn pack(&self, view: MatrixView<'_>, out: &mut [u8]) {
+        let MatrixView { ty, rows, cols, .. } = view;
         assert!(ty.is_runnable(), "{} cannot be computed with", ty.name());
-        let row_bytes = view.row_bytes();
         assert_eq!(
-            Some(data.len()),
-            rows.checked_mul(row_bytes),
+            Some(view.data.len()),
+            rows.checked_mul(view.row_bytes()),
             "the bytes of [{rows}, {cols}] {}",
             ty.name()
         );
-        let layout = coding(ty).map(|coding| PanelLayout::new(coding, cols));
-        let bytes = layout.map_or(cols * PANEL_ROWS * ty.block_bytes(), |layout| layout.end);
-        let panel_bytes = bytes.next_multiple_of(LINE);
-        let panels = rows.div_ceil(PANEL_ROWS);
-        let data = vec![Line([0; LINE]); panels * panel_bytes / LINE];
-        let mut matrix = Matrix {
-            ty,
-            rows,
-            cols,
-            layout,
-            panel_bytes,
-            data,
-            weights: PhantomData,
-        };
-        let out = SharedOut::new(bytes_mut(&mut matrix.data));
-        self.split(panels, cols * PANEL_ROWS, |range| {
+        assert_eq!(out.len(), Matrix::packed_bytes(ty, rows, cols));
+        let (layout, panel_bytes) = panel_layout(ty, cols);
+        let out = SharedOut::new(out);
+        self.split(rows.div_ceil(PANEL_ROWS), cols * PANEL_ROWS, |range| {
             for panel in range {
                 // SAFETY: every panel belongs to one task.
                 let out = unsafe { out.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
-                for lane in 0..PANEL_ROWS.min(rows - panel * PANEL_ROWS) {
-                    let row = view.row(panel * PANEL_ROWS + lane);
-                    match &layout {
-                        Some(layout) => pack_row(ty, layout, row, lane, out),
-                        None => pack_float_row(ty.block_bytes(), row, lane, out),
-                    }
+                match &layout {
+                    Some(layout) => pack_panel(view, layout, panel, out),
+                    None => pack_float_panel(view, panel, out),
                 }
             }
         });
-        matrix
+    }
+
+    /// [`pack`](Cpu::pack) into memory of the matrix's own.
+    ///
+    /// # Panics
+    /// As [`pack`](Cpu::pack).
+    pub fn prepare(&self, view: MatrixView<'_>) -> Matrix {
+        let bytes = Matrix::packed_bytes(view.ty, view.rows, view.cols);
+        let mut panels = BytesMut::zeroed(bytes + LINE);
+        let lead = panels.as_ptr().align_offset(LINE);
+        let mut panels = panels.split_off(lead);
+        panels.truncate(bytes);
+        self.pack(view, &mut panels);
+        Matrix::from_packed(view.ty, view.rows, view.cols, panels.freeze())
     }
 }
 
-impl Matrix<'_> {
-    /// The matrix without a tie to the file it came from: the copy is its own already.
-    pub fn into_owned(self) -> Matrix<'static> {
-        let Matrix {
-            ty,
-            rows,
-            cols,
-            layout,
-            panel_bytes,
-            data,
-            weights: _,
-        } = self;
+/// How the panels of a matrix are laid out (`None`: floats), and the bytes of one.
+fn panel_layout(ty: BlockType, cols: usize) -> (Option<PanelLayout>, usize) {
+    let layout = coding(ty).map(|coding| PanelLayout::new(coding, cols));
+    let bytes = layout.map_or(cols * PANEL_ROWS * ty.block_bytes(), |layout| layout.end);
+    (layout, bytes.next_multiple_of(LINE))
+}
+
+impl Matrix {
+    /// Bytes of the panels of a matrix of this type and shape, a multiple of 64.
+    pub fn packed_bytes(ty: BlockType, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(PANEL_ROWS) * panel_layout(ty, cols).1
+    }
+
+    /// A matrix from panels that [`Cpu::pack`] wrote.
+    ///
+    /// # Panics
+    /// When `panels` is not aligned to 64 bytes or of another length than [`packed_bytes`](Matrix::packed_bytes).
+    pub fn from_packed(ty: BlockType, rows: usize, cols: usize, panels: Bytes) -> Matrix {
+        assert!(panels.as_ptr().addr().is_multiple_of(LINE));
+        assert_eq!(panels.len(), Matrix::packed_bytes(ty, rows, cols));
+        let (layout, panel_bytes) = panel_layout(ty, cols);
         Matrix {
             ty,
             rows,
             cols,
             layout,
             panel_bytes,
-            data,
-            weights: PhantomData,
+            panels,
         }
     }
 
@@ -167,7 +184,7 @@ impl Matrix<'_> {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.data.len() * LINE
+        self.panels.len()
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -181,7 +198,7 @@ impl Matrix<'_> {
 
     /// The bytes of one panel, aligned to 64.
     pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        &bytes(&self.data)[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
+        &self.panels[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
     }
 
     /// Dequantises one row, to the same f32 as [`dequantize`](crate::quant::dequantize) of the original.
@@ -215,125 +232,180 @@ impl Matrix<'_> {
     }
 }
 
-fn bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: a `Line` is 64 bytes without padding, and any bytes are valid u8.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+/// The rows of a panel, by lane; fewer than 16 in the last one.
+fn lanes(view: MatrixView<'_>, panel: usize) -> impl Iterator<Item = (usize, &[u8])> {
+    let first = panel * PANEL_ROWS;
+    (0..PANEL_ROWS.min(view.rows - first)).map(move |lane| (lane, view.row(first + lane)))
 }
 
-fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: as `bytes`; any bytes are a valid `Line`, and the borrow is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-}
-
-fn pack_float_row(size: usize, row: &[u8], lane: usize, panel: &mut [u8]) {
-    for (value, column) in row
-        .chunks_exact(size)
-        .zip(panel.chunks_exact_mut(PANEL_ROWS * size))
-    {
-        column[lane * size..(lane + 1) * size].copy_from_slice(value);
+fn pack_float_panel(view: MatrixView<'_>, panel: usize, out: &mut [u8]) {
+    let size = view.ty.block_bytes();
+    for (lane, row) in lanes(view, panel) {
+        for (value, column) in row
+            .chunks_exact(size)
+            .zip(out.chunks_exact_mut(PANEL_ROWS * size))
+        {
+            column[lane * size..(lane + 1) * size].copy_from_slice(value);
+        }
     }
 }
 
-fn pack_row(ty: BlockType, layout: &PanelLayout, row: &[u8], lane: usize, panel: &mut [u8]) {
-    let (codes, rest) = panel.split_at_mut(layout.scales_at);
-    let (scales, supers) = rest.split_at_mut(layout.supers_at - layout.scales_at);
-    for (index, (codes, scales)) in codes
-        .chunks_exact_mut(layout.group_bytes)
-        .zip(scales.chunks_exact_mut(layout.scale_bytes))
-        .enumerate()
-    {
-        let group = GroupCodes::read(ty, row, index);
-        for (element, &code) in group.codes.iter().enumerate() {
-            put_code(codes, layout.coding.bits, lane, element, code);
+fn pack_panel(view: MatrixView<'_>, layout: &PanelLayout, panel: usize, out: &mut [u8]) {
+    for (lane, row) in lanes(view, panel) {
+        for index in 0..view.cols / GROUP {
+            let group = GroupCodes::read(view.ty, row, index);
+            pack_codes(layout, index, lane, &group.codes, out);
+            pack_scales(layout, index, lane, &group, out);
         }
-        let halves = |at: &mut [u8], value: u16| {
-            at[2 * lane..2 * lane + 2].copy_from_slice(&value.to_le_bytes())
-        };
-        match layout.coding.scales {
-            Scales::Symmetric => halves(scales, group.scale),
-            Scales::Affine => {
-                halves(scales, group.scale);
-                halves(&mut scales[2 * PANEL_ROWS..], group.min);
-            }
-            Scales::SuperAffine | Scales::SuperHalves => {
-                let second = match layout.coding.scales {
-                    Scales::SuperAffine => group.min_factor,
-                    _ => group.scale_factors[1] as u8,
-                };
-                scales[lane] = group.scale_factors[0] as u8;
-                scales[PANEL_ROWS + lane] = second;
-                let block =
-                    &mut supers[index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes];
-                halves(block, group.scale);
-                if layout.coding.scales == Scales::SuperAffine {
-                    halves(&mut block[2 * PANEL_ROWS..], group.min);
-                }
+    }
+}
+
+/// Puts the codes of a row's group into its (zeroed) lines, four at a time.
+fn pack_codes(
+    layout: &PanelLayout,
+    index: usize,
+    lane: usize,
+    codes: &[u8; GROUP],
+    panel: &mut [u8],
+) {
+    let lines = &mut panel[index * layout.group_bytes..][..layout.group_bytes];
+    for &(width, below) in parts(layout.coding.bits) {
+        let mask = byte_mask(width);
+        for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+            let (byte, bit) = place(width, below, lane, quad);
+            let line = &mut lines[byte..byte + 4];
+            let part = (u32::from_le_bytes(*codes) >> below & mask) << bit;
+            for (line, part) in line.iter_mut().zip(part.to_le_bytes()) {
+                *line |= part;
             }
         }
     }
 }
 
-/// Puts a code into the (zeroed) lines of its group.
-fn put_code(lines: &mut [u8], bits: u32, lane: usize, element: usize, code: u8) {
-    let (quad, at) = (element / 4, 4 * lane + element % 4);
-    if bits == 8 {
-        lines[quad * LINE + at] = code;
-        return;
-    }
-    lines[quad / 2 * LINE + at] |= (code & 15) << (quad % 2 * 4);
-    match bits {
-        5 => lines[4 * LINE + at] |= (code >> 4) << quad,
-        6 => lines[(4 + quad / 4) * LINE + at] |= (code >> 4) << (quad % 4 * 2),
-        _ => (),
-    }
-}
-
-/// The inverse of [`put_code`].
-fn take_code(lines: &[u8], bits: u32, lane: usize, element: usize) -> u8 {
-    let (quad, at) = (element / 4, 4 * lane + element % 4);
-    if bits == 8 {
-        return lines[quad * LINE + at];
-    }
-    let low = lines[quad / 2 * LINE + at] >> (quad % 2 * 4) & 15;
-    let high = match bits {
-        5 => lines[4 * LINE + at] >> quad & 1,
-        6 => lines[(4 + quad / 4) * LINE + at] >> (quad % 4 * 2) & 3,
-        _ => 0,
-    };
-    low | high << 4
-}
-
-/// The inverse of one group of [`pack_row`].
-fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -> GroupCodes {
+/// The inverse of [`pack_codes`].
+fn unpack_codes(layout: &PanelLayout, index: usize, lane: usize, panel: &[u8]) -> [u8; GROUP] {
     let lines = &panel[index * layout.group_bytes..][..layout.group_bytes];
-    let scales = &panel[layout.scales_at + index * layout.scale_bytes..][..layout.scale_bytes];
-    let half = |at: &[u8]| u16::from_le_bytes([at[2 * lane], at[2 * lane + 1]]);
+    let mut codes = [0; GROUP];
+    for &(width, below) in parts(layout.coding.bits) {
+        let mask = byte_mask(width);
+        for (quad, codes) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let (byte, bit) = place(width, below, lane, quad);
+            let line = u32_at(&lines[byte..]);
+            let part = (line >> bit & mask) << below;
+            *codes = (u32::from_le_bytes(*codes) | part).to_le_bytes();
+        }
+    }
+    codes
+}
+
+fn u32_at(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The lowest `width` bits of every byte.
+fn byte_mask(width: u32) -> u32 {
+    0x0101_0101 * (u32::from(u8::MAX) >> (8 - width))
+}
+
+/// Where a part of a quad lies in the lines of its group: the first byte, and the lowest bit in it.
+fn place(width: u32, below: u32, lane: usize, quad: usize) -> (usize, usize) {
+    let quads_a_line = 8 / width as usize;
+    // A part of `n` bits has `n` lines, so as many lines lie before it as bits below it.
+    let line = below as usize + quad / quads_a_line;
+    (line * LINE + 4 * lane, quad % quads_a_line * width as usize)
+}
+
+fn put_half(lane: usize, at: &mut [u8], value: u16) {
+    at[2 * lane..2 * lane + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+fn half(lane: usize, at: &[u8]) -> u16 {
+    u16::from_le_bytes([at[2 * lane], at[2 * lane + 1]])
+}
+
+/// Where the scales of a group lie in its panel, and those of its block of 256 columns.
+fn scale_ranges(layout: &PanelLayout, index: usize) -> [std::ops::Range<usize>; 2] {
+    let group = layout.scales_at + index * layout.scale_bytes;
+    let block = layout.supers_at + index / SUPER_GROUPS * layout.super_bytes;
+    [
+        group..group + layout.scale_bytes,
+        block..block + layout.super_bytes,
+    ]
+}
+
+fn pack_scales(
+    layout: &PanelLayout,
+    index: usize,
+    lane: usize,
+    group: &GroupCodes,
+    panel: &mut [u8],
+) {
+    let [scales, block] = scale_ranges(layout, index);
+    let block = &mut panel[block];
+    if !block.is_empty() {
+        put_half(lane, block, group.scale);
+    }
+    if block.len() > 2 * PANEL_ROWS {
+        put_half(lane, &mut block[2 * PANEL_ROWS..], group.min);
+    }
+    let scales = &mut panel[scales];
+    let [first, second] = group.scale_factors.map(|factor| factor as u8);
+    match layout.coding.scales {
+        Scales::Symmetric | Scales::Power => put_half(lane, scales, group.scale),
+        Scales::Affine => {
+            put_half(lane, scales, group.scale);
+            put_half(lane, &mut scales[2 * PANEL_ROWS..], group.min);
+        }
+        Scales::SuperSymmetric => scales[lane] = first,
+        Scales::SuperHalves => {
+            scales[lane] = first;
+            scales[PANEL_ROWS + lane] = second;
+        }
+        Scales::SuperAffine => {
+            scales[lane] = first;
+            scales[PANEL_ROWS + lane] = group.min_factors[0];
+        }
+        Scales::SuperAffineHalves => {
+            let [first_min, second_min] = group.min_factors;
+            scales[lane] = first | first_min << 4;
+            scales[PANEL_ROWS + lane] = second | second_min << 4;
+        }
+    }
+}
+
+/// One group of a row, back from its panel.
+fn unpack_group(layout: &PanelLayout, panel: &[u8], lane: usize, index: usize) -> GroupCodes {
+    let [scales, block] = scale_ranges(layout, index).map(|range| &panel[range]);
     let mut group = GroupCodes {
+        codes: unpack_codes(layout, index, lane, panel),
         scale_factors: [1, 1],
-        min_factor: 1,
+        min_factors: [1, 1],
         ..GroupCodes::default()
     };
-    for (element, code) in group.codes.iter_mut().enumerate() {
-        *code = take_code(lines, layout.coding.bits, lane, element);
+    if !block.is_empty() {
+        group.scale = half(lane, block);
     }
-    let block = || {
-        &panel[layout.supers_at + index / SUPER_GROUPS * layout.super_bytes..][..layout.super_bytes]
-    };
+    if block.len() > 2 * PANEL_ROWS {
+        group.min = half(lane, &block[2 * PANEL_ROWS..]);
+    }
     match layout.coding.scales {
-        Scales::Symmetric => group.scale = half(scales),
+        Scales::Symmetric | Scales::Power => group.scale = half(lane, scales),
         Scales::Affine => {
-            group.scale = half(scales);
-            group.min = half(&scales[2 * PANEL_ROWS..]);
+            group.scale = half(lane, scales);
+            group.min = half(lane, &scales[2 * PANEL_ROWS..]);
+        }
+        Scales::SuperSymmetric => group.scale_factors = [scales[lane] as i8; 2],
+        Scales::SuperHalves => {
+            group.scale_factors = [scales[lane] as i8, scales[PANEL_ROWS + lane] as i8];
         }
         Scales::SuperAffine => {
             group.scale_factors = [scales[lane] as i8; 2];
-            group.min_factor = scales[PANEL_ROWS + lane];
-            group.scale = half(block());
-            group.min = half(&block()[2 * PANEL_ROWS..]);
+            group.min_factors = [scales[PANEL_ROWS + lane]; 2];
         }
-        Scales::SuperHalves => {
-            group.scale_factors = [scales[lane] as i8, scales[PANEL_ROWS + lane] as i8];
-            group.scale = half(block());
+        Scales::SuperAffineHalves => {
+            let factors = [scales[lane], scales[PANEL_ROWS + lane]];
+            group.scale_factors = factors.map(|factor| (factor & 15) as i8);
+            group.min_factors = factors.map(|factor| factor >> 4);
         }
     }
     group

@@ -2,11 +2,14 @@
 //!
 //! Every id that GGUF knows is recognised here, so that a file can be described even when it cannot be run.
 
+mod code_books;
 mod codes;
 mod dequantize;
 
-pub(crate) use codes::{Coding, GROUP, GroupCodes, Scales, coding, offset};
+pub(crate) use codes::{Coding, GROUP, GroupCodes, Scales, coding};
 pub use dequantize::dequantize;
+
+use std::ops::Range;
 
 /// Declares [`BlockType`] and its tables from one list of `variant name id block_len block_bytes`.
 macro_rules! block_types {
@@ -88,7 +91,7 @@ block_types! {
 
 impl BlockType {
     /// The types [`dequantize()`] and the matrix operations take.
-    pub const RUNNABLE: [BlockType; 11] = [
+    pub const RUNNABLE: [BlockType; 27] = [
         BlockType::F32,
         BlockType::F16,
         BlockType::BF16,
@@ -97,9 +100,25 @@ impl BlockType {
         BlockType::Q5_0,
         BlockType::Q5_1,
         BlockType::Q8_0,
+        BlockType::Q2_K,
+        BlockType::Q3_K,
         BlockType::Q4_K,
         BlockType::Q5_K,
         BlockType::Q6_K,
+        BlockType::IQ2_XXS,
+        BlockType::IQ2_XS,
+        BlockType::IQ3_XXS,
+        BlockType::IQ1_S,
+        BlockType::IQ4_NL,
+        BlockType::IQ3_S,
+        BlockType::IQ2_S,
+        BlockType::IQ4_XS,
+        BlockType::IQ1_M,
+        BlockType::TQ1_0,
+        BlockType::TQ2_0,
+        BlockType::MXFP4,
+        BlockType::Q1_0,
+        BlockType::Q2_0,
     ];
 
     /// Whether tensors of this type can be computed with, and not only recognised.
@@ -139,6 +158,19 @@ impl<'a> MatrixView<'a> {
     pub fn row(&self, row: usize) -> &'a [u8] {
         let bytes = self.row_bytes();
         &self.data[row * bytes..(row + 1) * bytes]
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// As [`row`](MatrixView::row).
+    pub fn rows(&self, rows: Range<usize>) -> MatrixView<'a> {
+        let bytes = self.row_bytes();
+        MatrixView {
+            rows: rows.len(),
+            data: &self.data[rows.start * bytes..rows.end * bytes],
+            ..*self
+        }
     }
 
     /// Bytes of one row.

@@ -16,13 +16,13 @@ const LAYERS_27B: u32 = 62;
 /// The model; see the module header.
 pub(super) struct Gemma3 {
     shape: Shape,
-    embedding: Matrix<'static>,
+    embedding: Matrix,
     embedding_scale: f32,
     local: Attention,
     global: Attention,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
-    output: Option<Matrix<'static>>, // None: tied to the embedding
+    output: Option<Matrix>, // None: tied to the embedding
 }
 
 /// What differs between windowed and full layers.
@@ -141,7 +141,7 @@ impl Graph for Gemma3 {
         }
     }
 
-    fn head(&self) -> (&[f32], &Matrix<'static>) {
+    fn head(&self) -> (&[f32], &Matrix) {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         (&self.output_norm, output)
     }

@@ -29,7 +29,7 @@ pub(crate) trait Graph: Send {
     fn layers(&self, cpu: &Cpu, step: &Step<'_>, kv: &mut [KvLayer], scratch: &mut Scratch);
 
     /// The output norm, then the output matrix.
-    fn head(&self) -> (&[f32], &Matrix<'static>);
+    fn head(&self) -> (&[f32], &Matrix);
 }
 
 /// Buffers that live as long as the executor and only grow.
@@ -106,10 +106,10 @@ impl Shape {
 
 /// Projections of an attention layer.
 pub(crate) struct AttentionWeights {
-    pub(crate) q: Matrix<'static>,
-    pub(crate) k: Matrix<'static>,
-    pub(crate) v: Matrix<'static>,
-    pub(crate) output: Matrix<'static>,
+    pub(crate) q: Matrix,
+    pub(crate) k: Matrix,
+    pub(crate) v: Matrix,
+    pub(crate) output: Matrix,
 }
 
 impl AttentionWeights {
@@ -123,9 +123,9 @@ impl AttentionWeights {
 
 /// A gated feed-forward: `down(act(gate x) * up x)`.
 pub(crate) struct FeedForward {
-    pub(crate) gate: Matrix<'static>,
-    pub(crate) up: Matrix<'static>,
-    pub(crate) down: Matrix<'static>,
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
 }
 
 impl FeedForward {
@@ -309,21 +309,18 @@ impl<'g> Loader<'g> {
         name: &str,
         rows: usize,
         cols: usize,
-    ) -> Result<Matrix<'static>, LoadError> {
+    ) -> Result<Matrix, LoadError> {
         let tensor = self.gguf.require(name)?;
         self.taken.insert(tensor.name);
         let view: MatrixView<'_> = tensor.matrix()?;
         if (view.rows, view.cols) != (rows, cols) {
             return Err(wrong_shape(&tensor, &[cols as u64, rows as u64]));
         }
-        Ok(self.cpu.prepare(view).into_owned())
+        Ok(self.cpu.prepare(view))
     }
 
     /// The matrix `output.weight` where the file has one; models without it use the embedding again.
-    pub(crate) fn optional_output(
-        &mut self,
-        shape: &Shape,
-    ) -> Result<Option<Matrix<'static>>, LoadError> {
+    pub(crate) fn optional_output(&mut self, shape: &Shape) -> Result<Option<Matrix>, LoadError> {
         match self.gguf.tensor("output.weight") {
             None => Ok(None),
             Some(_) => self

@@ -13,10 +13,10 @@ pub(super) struct Llama {
     shape: Shape,
     attention: AttentionShape,
     rope: Rope,
-    embedding: Matrix<'static>,
+    embedding: Matrix,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
-    output: Option<Matrix<'static>>, // None: tied to the embedding
+    output: Option<Matrix>, // None: tied to the embedding
 }
 
 struct Layer {
@@ -83,7 +83,7 @@ impl Graph for Llama {
         }
     }
 
-    fn head(&self) -> (&[f32], &Matrix<'static>) {
+    fn head(&self) -> (&[f32], &Matrix) {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         (&self.output_norm, output)
     }

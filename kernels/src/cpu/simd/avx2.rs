@@ -188,6 +188,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_or_si256(a, b) }
     }
     #[inline(always)]
+    fn load_table(self, table: &[u8; 16]) -> __m256i {
+        // SAFETY: `self` proves the instructions; the table is 16 bytes.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: __m256i, codes: __m256i) -> __m256i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm256_shuffle_epi8(table, codes) }
+    }
+    #[inline(always)]
     fn shift_left<const N: u32>(self, a: __m256i) -> __m256i {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }

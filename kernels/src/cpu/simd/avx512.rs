@@ -174,6 +174,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    fn load_table(self, table: &[u8; 16]) -> __m512i {
+        // SAFETY: `self` proves the instructions; the table is 16 bytes.
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: __m512i, codes: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_shuffle_epi8(table, codes) }
+    }
+    #[inline(always)]
     fn shift_left<const N: u32>(self, a: __m512i) -> __m512i {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_slli_epi16::<N>(a) }

@@ -83,9 +83,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
     unsafe fn load_codes(self, p: *const u8) -> Self::C;
     fn and(self, a: Self::C, mask: u8) -> Self::C;
     fn or(self, a: Self::C, b: Self::C) -> Self::C;
+    /// The table in every 16 bytes.
+    fn load_table(self, table: &[u8; 16]) -> Self::C;
+    /// `table[code]` for every byte; codes are below 16.
+    fn lookup(self, table: Self::C, codes: Self::C) -> Self::C;
     /// Shifts 16-bit units left by `N` (0..=4); bits that come from the neighbouring byte are for `and` to remove.
     fn shift_left<const N: u32>(self, a: Self::C) -> Self::C;
-    /// Shifts 16-bit units right by `N` (0..=4); as above.
+    /// Shifts 16-bit units right by `N` (0..=6); as above.
     fn shift_right<const N: u32>(self, a: Self::C) -> Self::C;
     /// Adds to every lane the dot product of its 16 codes of `BITS` bits (4 in each of `codes`) with the 16 activations at `x`.
     /// # Safety

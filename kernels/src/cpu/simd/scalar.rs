@@ -156,6 +156,14 @@ impl Simd for Scalar {
         std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
+    fn load_table(self, table: &[u8; 16]) -> Self::C {
+        std::array::from_fn(|i| table[i % 16])
+    }
+    #[inline(always)]
+    fn lookup(self, table: Self::C, codes: Self::C) -> Self::C {
+        codes.map(|code| table[usize::from(code & 15)])
+    }
+    #[inline(always)]
     fn shift_left<const N: u32>(self, a: Self::C) -> Self::C {
         a.map(|v| v << N)
     }
