@@ -3,7 +3,6 @@
 use crate::error::ApiError;
 use crate::state::{App, Open};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
@@ -11,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -100,9 +100,9 @@ async fn connection(
 
 /// Answers one request with a 503, whatever it asks.
 async fn refuse(connections_max: u32, stream: TcpStream, _permit: OwnedSemaphorePermit) {
-    let service = service_fn(async move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Incoming>| async move {
         let refused = ApiError::too_many_connections(connections_max).into_response();
-        Ok::<_, std::convert::Infallible>(refused.map(Body::new))
+        Ok::<_, Infallible>(refused)
     });
     let connection = http1::Builder::new()
         .keep_alive(false)
