@@ -3,13 +3,15 @@
 /// Tokens in one block of the KV cache.
 pub const BLOCK_TOKENS: usize = 16;
 
-/// The function of a gated feed-forward layer.
+/// The function of a feed-forward layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
     /// GELU by its tanh approximation.
     GeluTanh,
+    /// `x * Φ(x)`, where Φ is the normal distribution.
+    Gelu,
 }
 
 /// One query row of an attention call.
@@ -69,8 +71,9 @@ pub struct Rope {
     pub(crate) head_dim: usize,
     pub(crate) layout: RopeLayout,
     pub(crate) frequencies: Vec<f64>, // [dims / 2], radians a position
-    low: Vec<[f32; 2]>,               // [TABLE, dims / 2] of (cos, sin)
-    high: Vec<[f32; 2]>,              // the same for multiples of TABLE
+    pub(crate) magnitude: f32,
+    low: Vec<[f32; 2]>,  // [TABLE, dims / 2] of (cos, sin)
+    high: Vec<[f32; 2]>, // the same for multiples of TABLE
 }
 
 impl Rope {
@@ -119,9 +122,19 @@ impl Rope {
             head_dim,
             layout,
             frequencies,
+            magnitude: 1.0,
             low,
             high,
         }
+    }
+
+    /// Multiplies what is rotated by `magnitude` as well: the attention factor of YaRN and LongRoPE.
+    pub fn with_magnitude(mut self, magnitude: f32) -> Rope {
+        for rotation in self.low.iter_mut().flatten() {
+            *rotation *= magnitude;
+        }
+        self.magnitude *= magnitude;
+        self
     }
 
     /// Number of rotated pairs in a head.
@@ -148,7 +161,7 @@ impl Rope {
             }
             None => {
                 let (sin, cos) = (f64::from(position) * self.frequencies[pair]).sin_cos();
-                [cos as f32, sin as f32]
+                [cos as f32 * self.magnitude, sin as f32 * self.magnitude]
             }
         }
     }

@@ -5,8 +5,8 @@ use realm_kernels::cpu::{Isa, Rounding, isas};
 use realm_kernels::quant::{BlockType, dequantize};
 use realm_kernels::reference::{self, PagedKv};
 use realm_kernels::{
-    Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, MatrixView,
-    Rope, RopeLayout,
+    Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, KvType,
+    LayerNorm, MatrixView, Rope, RopeLayout,
 };
 
 /// Against the reference on the same int8 activations: only the order of f32 additions differs.
@@ -529,6 +529,134 @@ fn the_fused_norm_is_norm_then_quantise() {
 }
 
 #[test]
+fn layer_norm_is_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(21);
+        let cpu = Cpu::with_isa(isa, 2);
+        for (rows, width) in [(1, 1), (3, 7), (2, 384), (70, 640), (5, 96)] {
+            let x: Vec<f32> = random
+                .floats(rows * width)
+                .iter()
+                .map(|x| x + 1.5)
+                .collect();
+            let (weight, bias) = (random.floats(width), random.floats(width));
+            let norm = LayerNorm {
+                weight: &weight,
+                bias: &bias,
+                eps: 1e-5,
+            };
+            let mut want = vec![0.0; x.len()];
+            reference::layer_norm(&x, &weight, &bias, 1e-5, &mut want);
+            let mut got = vec![0.0; x.len()];
+            cpu.layer_norm(&x, norm, &mut got);
+            assert_close(&got, &want, "layer_norm");
+            if !width.is_multiple_of(32) {
+                continue;
+            }
+            let data = random.blocks(BlockType::Q8_0, 20, width);
+            let matrix = cpu.prepare(MatrixView {
+                ty: BlockType::Q8_0,
+                rows: 20,
+                cols: width,
+                data: &data,
+            });
+            let (mut a, mut b) = (vec![0.0; rows * 20], vec![0.0; rows * 20]);
+            cpu.matmul(&matrix, &quantized(&cpu, &got, width), &mut a);
+            let mut fused = Activations::default();
+            cpu.layer_norm_quantize(&x, norm, &mut fused);
+            cpu.matmul(&matrix, &fused, &mut b);
+            assert!(same_bits(&a, &b), "on {}", isa.name());
+        }
+    });
+}
+
+#[test]
+fn what_is_done_to_single_elements_is_the_reference() {
+    on_every_isa(|isa| {
+        let mut random = Random(22);
+        let cpu = Cpu::with_isa(isa, 2);
+        for (rows, width) in [(1, 1), (3, 37), (40, 640)] {
+            let x: Vec<f32> = random
+                .floats(rows * width)
+                .iter()
+                .map(|x| x * 4.0)
+                .collect();
+            let of = |f: &dyn Fn(f64) -> f64| -> Vec<f32> {
+                x.iter().map(|&x| f(f64::from(x)) as f32).collect()
+            };
+            let mut got = x.clone();
+            cpu.softcap(2.5, width, &mut got);
+            assert_close(&got, &of(&|x| reference::softcap(2.5, x)), "softcap");
+
+            let mut got = x.clone();
+            cpu.scale(0.3, &mut got);
+            assert_close(&got, &of(&|x| x * f64::from(0.3f32)), "scale");
+
+            let y = random.floats(x.len());
+            let mut got = y.clone();
+            cpu.add_scaled(&x, -1.7, &mut got);
+            let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| y + x * -1.7).collect();
+            assert_close(&got, &want, "add_scaled");
+
+            let bias = random.floats(width);
+            let mut got = x.clone();
+            cpu.add_bias(&bias, &mut got);
+            let want: Vec<f32> = x
+                .chunks(width)
+                .flat_map(|x| x.iter().zip(&bias).map(|(x, b)| x + b))
+                .collect();
+            assert!(same_bits(&got, &want), "add_bias");
+
+            // The activations are seen through an identity matrix.
+            let identity: Vec<u8> = (0..width * width)
+                .flat_map(|i| f32::to_le_bytes(if i % (width + 1) == 0 { 1.0 } else { 0.0 }))
+                .collect();
+            let identity = cpu.prepare(MatrixView {
+                ty: BlockType::F32,
+                rows: width,
+                cols: width,
+                data: &identity,
+            });
+            for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+                let mut acts = Activations::default();
+                cpu.activate_quantize(&x, width, act, &mut acts);
+                let mut got = vec![0.0; x.len()];
+                cpu.matmul(&identity, &acts, &mut got);
+                assert_close(&got, &of(&|x| reference::activate(act, x)), "activate");
+            }
+        }
+    });
+}
+
+#[test]
+fn gathered_activations_are_those_rows() {
+    on_every_isa(|isa| {
+        let mut random = Random(23);
+        for rounding in [Rounding::Int8, Rounding::Int16, Rounding::Exact] {
+            let cpu = Cpu::with_isa(isa, 1).with_rounding(rounding);
+            let (width, rows) = (96, [4u32, 0, 2, 2]);
+            let x = quantized(&cpu, &random.floats(5 * width), width);
+            let data = random.blocks(BlockType::Q4_0, 20, width);
+            let matrix = cpu.prepare(MatrixView {
+                ty: BlockType::Q4_0,
+                rows: 20,
+                cols: width,
+                data: &data,
+            });
+            let mut all = vec![0.0; 5 * 20];
+            cpu.matmul(&matrix, &x, &mut all);
+            let mut gathered = quantized(&cpu, &random.floats(640), 64);
+            gathered.gather(&x, &rows);
+            let mut some = vec![0.0; rows.len() * 20];
+            cpu.matmul(&matrix, &gathered, &mut some);
+            for (row, some) in rows.iter().zip(some.chunks(20)) {
+                assert!(same_bits(some, &all[*row as usize * 20..][..20]));
+            }
+        }
+    });
+}
+
+#[test]
 fn rope_is_the_reference() {
     on_every_isa(|isa| {
         let mut random = Random(8);
@@ -538,6 +666,10 @@ fn rope_is_the_reference() {
                 let factors: Vec<f32> = (0..dims / 2).map(|i| 1.0 + i as f32 / 7.0).collect();
                 for factors in [None, Some(factors.as_slice())] {
                     let rope = Rope::new(head_dim, dims, 10_000.0, 0.5, layout, factors);
+                    let rope = match factors {
+                        None => rope,
+                        Some(_) => rope.with_magnitude(1.25),
+                    };
                     let positions = [0, 1, 1023, 1024, 8191, 100_000, 3_000_000];
                     let mut got = random.floats(positions.len() * heads * head_dim);
                     let mut want = got.clone();
@@ -554,7 +686,7 @@ fn rope_is_the_reference() {
 fn gate_up_act_is_the_reference() {
     on_every_isa(|isa| {
         let mut random = Random(9);
-        for act in [Activation::Silu, Activation::GeluTanh] {
+        for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
             for (gate_ty, up_ty, width, cols) in [
                 (BlockType::Q5_0, BlockType::Q4_1, 96, 64),
                 (BlockType::F32, BlockType::F16, 40, 30),
@@ -693,7 +825,26 @@ fn zeros_and_tiny_rows_quantise_to_something_finite() {
     });
 }
 
-/// A layer with scattered blocks: tables, f16-rounded keys and values as the reference wants them, and the layer.
+const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::Q8_0];
+
+/// A row of keys or values as the cache keeps it.
+fn kept(row: &[f32], head_dim: usize, ty: KvType) -> Vec<f32> {
+    let f16 = |x: f32| half::f16::from_f32(x).to_f32();
+    let q8_0 = |group: &[f32]| {
+        let scale = f16(group.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0);
+        let code = move |x: &f32| (x / scale).round_ties_even().clamp(-127.0, 127.0) * scale;
+        group.iter().map(code).collect::<Vec<f32>>()
+    };
+    match ty {
+        KvType::F16 => row.iter().copied().map(f16).collect(),
+        KvType::Q8_0 => row
+            .chunks(head_dim)
+            .flat_map(|head| head.chunks(32).flat_map(q8_0))
+            .collect(),
+    }
+}
+
+/// A layer with scattered blocks: tables, keys and values as they are kept and as the reference wants them, and the layer.
 struct Cache {
     tables: Vec<Vec<u32>>,
     keys: Vec<f32>,
@@ -701,7 +852,13 @@ struct Cache {
     layer: KvLayer,
 }
 
-fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usize]) -> Cache {
+fn cache(
+    random: &mut Random,
+    cpu: &Cpu,
+    shape: &AttentionShape,
+    ty: KvType,
+    lengths: &[usize],
+) -> Cache {
     let width = shape.kv_heads * shape.head_dim;
     let needed: usize = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).sum();
     let blocks = needed + 3;
@@ -719,7 +876,7 @@ fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usiz
             }
         }
     }
-    let mut layer = KvLayer::new(blocks, shape.kv_heads, shape.head_dim);
+    let mut layer = KvLayer::new(blocks, shape.kv_heads, shape.head_dim, ty);
     let mut keys = vec![f32::NAN; blocks * BLOCK_TOKENS * width];
     let mut values = keys.clone();
     for (table, &length) in tables.iter().zip(lengths) {
@@ -728,12 +885,10 @@ fn cache(random: &mut Random, cpu: &Cpu, shape: &AttentionShape, lengths: &[usiz
             .collect();
         let (k, v) = (random.floats(length * width), random.floats(length * width));
         cpu.kv_write(&k, &v, &mut layer, &slots);
-        let round = |x: &f32| half::f16::from_f32(*x).to_f32();
         for (i, &slot) in slots.iter().enumerate() {
             let (from, to) = (i * width..(i + 1) * width, slot as usize * width);
-            keys[to..to + width]
-                .copy_from_slice(&k[from.clone()].iter().map(round).collect::<Vec<_>>());
-            values[to..to + width].copy_from_slice(&v[from].iter().map(round).collect::<Vec<_>>());
+            keys[to..to + width].copy_from_slice(&kept(&k[from.clone()], shape.head_dim, ty));
+            values[to..to + width].copy_from_slice(&kept(&v[from], shape.head_dim, ty));
         }
     }
     Cache {
@@ -763,9 +918,12 @@ fn attention_is_the_reference() {
     ];
     on_every_isa(|isa| {
         let mut random = Random(12);
-        for shape in &shapes {
+        for (shape, ty) in shapes
+            .iter()
+            .flat_map(|shape| KV_TYPES.map(|ty| (shape, ty)))
+        {
             let cpu = Cpu::with_isa(isa, 2);
-            let cache = cache(&mut random, &cpu, shape, &[1, 16, 75]);
+            let cache = cache(&mut random, &cpu, shape, ty, &[1, 16, 75]);
             let tables: Vec<&[u32]> = cache.tables.iter().map(Vec::as_slice).collect();
             let rows: Vec<AttentionRow> = [
                 (2, 0),
@@ -799,7 +957,7 @@ fn attention_is_the_reference() {
             let error = nmse(&got, &want);
             assert!(
                 error < NMSE_MAX_ATTENTION,
-                "{shape:?} on {}: {error:e}",
+                "{shape:?} {ty:?} on {}: {error:e}",
                 isa.name()
             );
 
@@ -817,7 +975,7 @@ fn attention_is_the_reference() {
                     );
                     assert!(
                         same_bits(&alone, &got[range]),
-                        "{shape:?} row {i} on {}",
+                        "{shape:?} {ty:?} row {i} on {}",
                         isa.name()
                     );
                 }
@@ -837,19 +995,21 @@ fn a_copied_block_serves_as_the_original_does() {
         softcap: None,
     };
     on_every_isa(|isa| {
-        let mut random = Random(13);
-        let cpu = Cpu::with_isa(isa, 1);
-        let mut cache = cache(&mut random, &cpu, &shape, &[30]);
-        let fork = [cache.tables[0][0], 0];
-        cache.layer.copy_block(cache.tables[0][1], 0);
-        let q = random.floats(64);
-        let row = [AttentionRow {
-            table: 0,
-            position: 29,
-        }];
-        let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
-        cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
-        cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
-        assert!(same_bits(&a, &b));
+        for ty in KV_TYPES {
+            let mut random = Random(13);
+            let cpu = Cpu::with_isa(isa, 1);
+            let mut cache = cache(&mut random, &cpu, &shape, ty, &[30]);
+            let fork = [cache.tables[0][0], 0];
+            cache.layer.copy_block(cache.tables[0][1], 0);
+            let q = random.floats(64);
+            let row = [AttentionRow {
+                table: 0,
+                position: 29,
+            }];
+            let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
+            cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
+            cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
+            assert!(same_bits(&a, &b), "{ty:?}");
+        }
     });
 }

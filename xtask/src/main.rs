@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cross;
 mod demo;
 mod guests;
 mod models;
@@ -35,6 +36,8 @@ enum Task {
     Models,
     /// Builds the ready-made components and the test guests.
     Guests(guests::Options),
+    /// Runs the kernels' tests for Arm under an emulator, and checks that the engine compiles for it.
+    Cross(cross::Options),
     /// Formatting, clippy and the documentation build with warnings as errors, and cargo-deny where it is installed.
     Lint,
 }
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
             }
         }),
         Task::Guests(options) => guests::run(&options),
+        Task::Cross(options) => cross::cross(&options),
         Task::Lint => lint(),
     }
 }

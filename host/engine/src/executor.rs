@@ -128,6 +128,8 @@ pub struct ModelFacts {
     pub file_bytes: u64,
     /// KV blocks the executor was made with.
     pub kv_blocks: u32,
+    /// Bytes of these blocks, over all layers.
+    pub kv_bytes: u64,
     /// Tokens of one KV block.
     pub block_tokens: u32,
     /// Whether a sequence can be cut back to an earlier length (false for recurrent state).

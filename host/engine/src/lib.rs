@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod client;
 mod clock;
 mod emit;
@@ -37,6 +38,7 @@ pub mod scripted;
 mod sim;
 mod stats;
 mod step;
+pub mod synthetic;
 #[cfg(test)]
 mod tests;
 

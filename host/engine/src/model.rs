@@ -1,17 +1,32 @@
 //! Model files made ready to run: hyperparameters, weights, KV cache and text model of one GGUF file.
 //!
-//! One architecture is one short file beside this one; what they share is in `graph.rs`. A file is refused when
+//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`. A file is refused when
 //! anything in it would not be used or cannot be run: a model that is almost computed gives wrong answers
 //! that look right.
 
+mod decoder;
+mod experts;
+mod gemma2;
 mod gemma3;
-mod graph;
+mod gptneox;
+mod granite;
+mod layer;
 mod llama;
+mod loader;
+mod olmo2;
+mod panels;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rotary;
+mod starcoder2;
 mod text_source;
 
 use std::collections::TryReserveError;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use realm_kernels::KvType;
 use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer, Rounding};
 use realm_text::{TextError, TextModel};
 use realm_weights::{Gguf, GgufError};
@@ -19,23 +34,41 @@ use thiserror::Error;
 
 use crate::executor::cpu::CpuExecutor;
 use crate::executor::{Executor, ModelFacts};
-pub(crate) use graph::{Graph, Scratch, Step};
-use graph::{Loader, Shape};
+pub(crate) use decoder::{Decoder, Scratch, Step};
+use loader::{Loader, Shape};
+use panels::Panels;
 
 /// `general.architecture` of every model that runs.
-const ARCHITECTURES: [&str; 2] = ["gemma3", "llama"];
+const ARCHITECTURES: [&str; 11] = [
+    "gemma2",
+    "gemma3",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "starcoder2",
+];
 
 /// How much of the machine a model may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Threads that compute, the caller's included; 0 takes one per CPU the process may use.
     pub threads: usize,
     /// Bytes for keys and values; rounded down to whole blocks, over all layers.
     pub kv_bytes_max: u64,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Longest sequence in tokens; `None` is the model's own limit, which also caps a larger value.
     pub context_max: Option<u32>,
     /// How finely activations are rounded where they meet quantised weights.
     pub activations: Activations,
+    /// A folder for repacked weights: the first start of a model file leaves a file there, the next ones map it. `None`
+    /// repacks at every start, into memory of the process.
+    pub packed_dir: Option<PathBuf>,
 }
 
 /// How finely activations are rounded where they meet quantised weights.
@@ -56,8 +89,10 @@ impl Default for ModelOptions {
         ModelOptions {
             threads: 0,
             kv_bytes_max: 1 << 30,
+            kv_type: KvType::F16,
             context_max: None,
             activations: Activations::default(),
+            packed_dir: None,
         }
     }
 }
@@ -162,6 +197,11 @@ pub type Loaded = (Box<dyn Executor>, ModelFacts, Arc<TextModel>);
 /// # Errors
 /// [`LoadError`], naming the key or tensor.
 pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError> {
+    load_on(cpu(&options), &gguf, options)
+}
+
+/// The CPU back end that [`load`] takes: the best instruction set, and the threads and rounding of the options.
+pub fn cpu(options: &ModelOptions) -> Cpu {
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -171,8 +211,7 @@ pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError>
         Activations::Mixed => Rounding::Mixed,
         Activations::Int16 => Rounding::Int16,
     };
-    let cpu = Cpu::new(threads).with_rounding(rounding);
-    load_on(cpu, &gguf, options)
+    Cpu::new(threads).with_rounding(rounding)
 }
 
 /// [`load`] on a given CPU back end; its thread count replaces that of the options.
@@ -183,27 +222,36 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
     // The text first: it is quick, and a file without a tokenizer is not worth repacking.
     let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
     let architecture = gguf.metadata().require_str("general.architecture")?;
-    let mut loader = Loader::new(gguf, &cpu, architecture);
-    let graph: Box<dyn Graph> = match architecture {
-        "gemma3" => Box::new(gemma3::Gemma3::load(&mut loader)?),
-        "llama" => Box::new(llama::Llama::load(&mut loader)?),
+    let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
+    let mut loader = Loader::new(gguf, panels, architecture, options.context_max);
+    let decoder = match architecture {
+        "gemma2" => gemma2::load(&mut loader)?,
+        "gemma3" => gemma3::load(&mut loader)?,
+        "gptneox" => gptneox::load(&mut loader)?,
+        "granite" => granite::load(&mut loader)?,
+        "llama" => llama::load(&mut loader)?,
+        "olmo2" => olmo2::load(&mut loader)?,
+        "phi3" => phi3::load(&mut loader)?,
+        "qwen2" => qwen2::load(&mut loader)?,
+        "qwen3" | "qwen3moe" => qwen3::load(&mut loader)?,
+        "starcoder2" => starcoder2::load(&mut loader)?,
         other => {
             return Err(LoadError::UnknownArchitecture {
                 architecture: other.to_owned(),
             });
         }
     };
-    loader.refuse_unused()?;
-    let shape = graph.shape().clone();
+    loader.finish()?;
+    let shape = decoder.shape().clone();
     if text.vocab_size() > shape.vocab {
         return Err(LoadError::VocabularyMismatch {
             tokens: text.vocab_size(),
             rows: shape.vocab,
         });
     }
-    let kv = kv_cache(&shape, options.kv_bytes_max)?;
+    let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
     let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
-    let executor = CpuExecutor::new(cpu, graph, kv.layers, kv.blocks, facts.context_length);
+    let executor = CpuExecutor::new(cpu, decoder, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
 }
 
@@ -211,17 +259,15 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
 struct KvCache {
     layers: Vec<KvLayer>,
     blocks: u32,
+    bytes: u64,
 }
 
-fn kv_cache(shape: &Shape, kv_bytes_max: u64) -> Result<KvCache, LoadError> {
-    /// An f16 key and an f16 value.
-    const BYTES: u64 = 2 * 2;
+fn kv_cache(shape: &Shape, kv_bytes_max: u64, ty: KvType) -> Result<KvCache, LoadError> {
     /// Slots (block times 16 plus offset) are u32.
     const BLOCKS_MAX: u64 = u32::MAX as u64 / BLOCK_TOKENS as u64;
     // All factors were held against tensors of the file, so the product is far from 2^64.
-    let layer_block_bytes =
-        shape.kv_heads as u64 * shape.head_dim as u64 * BLOCK_TOKENS as u64 * BYTES;
-    let block_bytes = layer_block_bytes * u64::from(shape.layers);
+    let layer_block_bytes = KvLayer::block_bytes(shape.kv_heads, shape.head_dim, ty);
+    let block_bytes = layer_block_bytes as u64 * u64::from(shape.layers);
     let blocks = (kv_bytes_max / block_bytes).min(BLOCKS_MAX);
     if blocks == 0 {
         return Err(LoadError::KvTooSmall {
@@ -243,9 +289,13 @@ fn kv_cache(shape: &Shape, kv_bytes_max: u64) -> Result<KvCache, LoadError> {
     drop(probe);
     let blocks = u32::try_from(blocks).expect("capped by BLOCKS_MAX");
     let layers = (0..shape.layers)
-        .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim))
+        .map(|_| KvLayer::new(blocks as usize, shape.kv_heads, shape.head_dim, ty))
         .collect();
-    Ok(KvCache { layers, blocks })
+    Ok(KvCache {
+        layers,
+        blocks,
+        bytes,
+    })
 }
 
 fn facts(
@@ -273,6 +323,7 @@ fn facts(
             .sum(),
         file_bytes: gguf.file_bytes(),
         kv_blocks: kv.blocks,
+        kv_bytes: kv.bytes,
         block_tokens: BLOCK_TOKENS as u32,
         can_rewind: true,
         isa: cpu.isa_name().to_owned(),

@@ -8,6 +8,7 @@ mod rng;
 mod top_k_p;
 
 use crate::policy::Policy;
+pub(crate) use logits::arg_max;
 use penalties::Penalties;
 pub(crate) use rng::Rng;
 
@@ -63,7 +64,7 @@ impl Sampler {
             logits[token as usize] += bias;
         }
         let token = if policy.temperature == 0.0 {
-            logits::arg_max(logits)
+            arg_max(logits)
         } else {
             top_k_p::draw(policy, logits, &mut self.candidates, &mut self.rng)
         };

@@ -91,6 +91,7 @@ pub fn facts(scripted: &Scripted) -> ModelFacts {
         parameters: 0,
         file_bytes: 0,
         kv_blocks: scripted.kv_blocks,
+        kv_bytes: 0,
         block_tokens: BLOCK_TOKENS,
         can_rewind: true,
         isa: "script".to_owned(),

@@ -8,6 +8,7 @@ mod common;
 use std::path::Path;
 
 use common::{Model, logprobs, model_path, threads};
+use realm_engine::model::{KvType, ModelOptions};
 use realm_kernels::cpu::{Cpu, Rounding};
 use serde::Deserialize;
 
@@ -88,8 +89,16 @@ fn mean_nll(model: &mut Model, score: &Score) -> f64 {
 }
 
 fn open(file: &str, rounding: Rounding) -> Model {
+    open_with(file, rounding, KvType::F16)
+}
+
+fn open_with(file: &str, rounding: Rounding, kv_type: KvType) -> Model {
     let cpu = Cpu::new(threads()).with_rounding(rounding);
-    Model::open(&model_path(file), cpu)
+    let options = ModelOptions {
+        kv_type,
+        ..ModelOptions::default()
+    };
+    Model::open_with(&model_path(file), cpu, options)
 }
 
 #[track_caller]
@@ -111,6 +120,26 @@ fn check_exact(file: &str, fixture: &str) {
     let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
     println!("{file}, exact activations: mean NLL off by {off:+.6}");
     assert!(off.abs() < 0.002, "mean NLL is off by {off}");
+}
+
+/// With what a server rounds to, and keys and values in 8 bits.
+#[track_caller]
+fn check_kv_of_8_bits(file: &str, fixture: &str) {
+    let golden = golden(fixture);
+    let mut model = open_with(file, Rounding::Mixed, KvType::Q8_0);
+    let off = mean_nll(&mut model, &golden.score) - golden.score.mean_nll;
+    println!("{file}, q8_0 keys and values: mean NLL off by {off:+.5}");
+    assert!(off.abs() < 0.02, "mean NLL is off by {off}");
+}
+
+#[test]
+fn smollm2_with_kv_of_8_bits_agrees() {
+    check_kv_of_8_bits(SMOLLM2, "smollm2.json");
+}
+
+#[test]
+fn gemma3_with_kv_of_8_bits_agrees() {
+    check_kv_of_8_bits(GEMMA3, "gemma3.json");
 }
 
 #[test]

@@ -75,7 +75,12 @@ fn zoo(name: &str) -> Zoo {
 }
 
 fn open(name: &str, cpu: Cpu) -> Model {
-    Model::open(&folder().join(format!("{name}.gguf")), cpu)
+    // No reference is longer; it is what lets phi3-longrope take its factors for short contexts.
+    let options = ModelOptions {
+        context_max: Some(512),
+        ..ModelOptions::default()
+    };
+    Model::open_with(&folder().join(format!("{name}.gguf")), cpu, options)
 }
 
 /// Two sequences whose blocks are scattered and interleaved.
@@ -232,7 +237,18 @@ zoo_tests! {
     llama_agrees_with_float32: "llama", FLOAT;
     llama3_rope_agrees_with_float32: "llama3-rope", FLOAT;
     mistral_head_dim_agrees_with_float32: "mistral-headdim", FLOAT;
+    mixtral_agrees_with_float32: "mixtral", FLOAT;
+    qwen2_agrees_with_float32: "qwen2", FLOAT;
+    qwen3_agrees_with_float32: "qwen3", FLOAT;
+    qwen3moe_agrees_with_float32: "qwen3moe", FLOAT;
+    gemma2_agrees_with_float32: "gemma2", FLOAT;
     gemma3_agrees_with_float32: "gemma3", FLOAT;
+    phi3_agrees_with_float32: "phi3", FLOAT;
+    phi3_longrope_agrees_with_float32: "phi3-longrope", FLOAT;
+    olmo2_agrees_with_float32: "olmo2", FLOAT;
+    granite_agrees_with_float32: "granite", FLOAT;
+    starcoder2_agrees_with_float32: "starcoder2", FLOAT;
+    gptneox_agrees_with_float32: "gptneox", FLOAT;
     q4_0_agrees_with_float32: "llama-q4_0", QUANTISED;
     q4_1_agrees_with_float32: "llama-q4_1", QUANTISED;
     q5_0_agrees_with_float32: "llama-q5_0", QUANTISED;
@@ -269,7 +285,7 @@ fn exact_activations_agree_closely_for_every_type() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for name in ["llama-q4_k_m", "gemma3"] {
+    for name in ["llama-q4_k_m", "gemma3", "qwen3moe", "gptneox"] {
         let ids = &zoo(name).prompts[1].ids;
         let one = open(name, Cpu::new(1)).prefill(&TABLES[0], ids, 40);
         for threads in [2, 3, 5] {
@@ -498,7 +514,8 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
             b"\x05\0\0\0\0\0\0\0llama",
             b"\x05\0\0\0\0\0\0\0nosuc",
         ),
-        "architecture nosuc is not supported, only gemma3, llama",
+        "architecture nosuc is not supported, only gemma2, gemma3, gptneox, granite, llama, olmo2, \
+         phi3, qwen2, qwen3, qwen3moe, starcoder2",
     );
     refused(
         &patched("llama", b"blk.1.attn_k.", b"blk.1.attn_x."),
@@ -510,16 +527,37 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
     );
     refused(
         &with_key("llama", "llama.expert_count", 4, &4u32.to_le_bytes()),
-        "mixture of experts (key llama.expert_count is 4) is not supported",
+        "key llama.expert_used_count is missing",
+    );
+    refused(
+        &with_key("qwen2", "qwen2.expert_count", 4, &4u32.to_le_bytes()),
+        "mixture of experts (key qwen2.expert_count is 4) is not supported",
+    );
+    refused(
+        &with_key(
+            "mixtral",
+            "llama.expert_gating_func",
+            4,
+            &2u32.to_le_bytes(),
+        ),
+        "key llama.expert_gating_func is 2, 1 (softmax) is expected",
     );
     refused(
         &with_key(
             "llama",
             "llama.rope.scaling.type",
             8,
-            b"\x04\0\0\0\0\0\0\0yarn",
+            b"\x04\0\0\0\0\0\0\0ntkx",
         ),
-        "this scaling of rotary embeddings (key llama.rope.scaling.type is yarn) is not supported",
+        "this scaling of rotary embeddings (key llama.rope.scaling.type is ntkx) is not supported",
+    );
+    refused(
+        &patched("phi3-longrope", b"rope_factors_long", b"rope_factors_lxng"),
+        "tensor rope_factors_long.weight is missing",
+    );
+    refused(
+        &patched("mixtral", b"blk.1.ffn_up_exps", b"blk.1.ffn_ux_exps"),
+        "tensor blk.1.ffn_up_exps.weight is missing",
     );
     let cap = 30f32.to_le_bytes();
     refused(
@@ -547,6 +585,72 @@ fn a_tensor_nobody_would_use_is_refused() {
     assert!(
         matches!(error, LoadError::UnusedTensor { count: 9, .. }),
         "{error}"
+    );
+}
+
+#[test]
+fn a_window_of_llama_hides_what_is_before_it() {
+    let ids = &zoo("llama").prompts[1].ids;
+    let whole = open("llama", Cpu::new(1)).prefill(&TABLES[0], ids, ids.len());
+    let gguf = with_key(
+        "llama",
+        "llama.attention.sliding_window",
+        4,
+        &20u32.to_le_bytes(),
+    );
+    let mut windowed = Model::of(&gguf, Cpu::new(threads()), ModelOptions::default());
+    let logits = windowed.prefill(&TABLES[0], ids, ids.len());
+    assert!(
+        logits[..20] == whole[..20],
+        "20 positions are all there are"
+    );
+    assert!((20..ids.len()).all(|position| logits[position] != whole[position]));
+    // Two layers of 20 positions: what lies further back than 38 positions cannot be seen.
+    let mut others = ids.clone();
+    others[..30].fill(7);
+    let of_others = windowed.prefill(&TABLES[1], &others, others.len());
+    assert!(of_others[30 + 38..] == logits[30 + 38..]);
+    assert!(of_others[30 + 36] != logits[30 + 36]);
+}
+
+#[test]
+fn the_long_factors_are_for_contexts_longer_than_those_of_the_training() {
+    let path = folder().join("phi3-longrope.gguf");
+    let ids = &zoo("phi3-longrope").prompts[0].ids;
+    let logits = |context_max| {
+        let options = ModelOptions {
+            context_max,
+            ..ModelOptions::default()
+        };
+        Model::open_with(&path, Cpu::new(1), options).prefill(&TABLES[0], ids, ids.len())
+    };
+    assert!(logits(Some(512)) == logits(Some(100)));
+    assert!(logits(Some(512)) != logits(Some(513)));
+    assert!(logits(None) == logits(Some(513)));
+}
+
+#[test]
+fn more_experts_used_than_there_are_is_refused() {
+    let used = |count: u32| {
+        let key = b"llama.expert_used_count\x04\0\0\0".as_slice();
+        [key, &count.to_le_bytes()].concat()
+    };
+    let set = |count| patched("mixtral", &used(2), &used(count));
+    refused(
+        &set(5),
+        "key llama.expert_used_count is 5, a number up to 4 experts is expected",
+    );
+    refused(
+        &set(0),
+        "key llama.expert_used_count is 0, a positive number is expected",
+    );
+    let count = |count: u32| {
+        let key = b"llama.expert_count\x04\0\0\0".as_slice();
+        [key, &count.to_le_bytes()].concat()
+    };
+    refused(
+        &patched("mixtral", &count(4), &count(u32::MAX)),
+        "tensor blk.0.ffn_gate_exps.weight has shape [256, 128, 4], [256, 128, 4294967295] is expected",
     );
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod ask;
+mod bench;
 mod call;
 mod client;
 mod doctor;
@@ -30,6 +31,8 @@ enum Command {
     Serve(Serve),
     /// Ask a model one question, without a server
     Run(ask::Run),
+    /// Measure how fast a model runs on this machine
+    Bench(bench::Bench),
     /// Look at model files
     #[command(subcommand)]
     Model(model::Model),
@@ -116,6 +119,7 @@ fn run(command: Command) -> Result<()> {
                 serve::serve(config, options).await
             }
             Command::Run(run) => ask::run(run).await,
+            Command::Bench(bench) => bench::bench(&bench),
             Command::Model(command) => model::model(command),
             Command::Tenant { admin, command } => operator::tenant(&admin, command).await,
             Command::Key { admin, command } => operator::key(&admin, command).await,

@@ -44,10 +44,14 @@ pub struct Config {
     pub threads: usize,
     /// Memory for keys and values of all sequences.
     pub kv_memory_mib: u64,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Longest sequence in tokens; by default what the model was made for.
     pub context_max: Option<u32>,
     /// How finely activations are rounded where they meet quantised weights.
     pub activations: Activations,
+    /// A folder for repacked weights, so that the next start maps them; by default every start repacks into memory.
+    pub packed_dir: Option<PathBuf>,
     /// Tokens the engine computes in one step at most.
     pub step_tokens_max: u32,
     /// Sequences in one batch at most.
@@ -108,6 +112,27 @@ pub enum Activations {
     Int16,
 }
 
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// As 16-bit floats.
+    F16,
+    /// As 8-bit codes with a scale for every 32: room for nearly twice the tokens, with a little error.
+    #[value(name = "q8_0")]
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+impl From<KvType> for realm_engine::model::KvType {
+    fn from(ty: KvType) -> realm_engine::model::KvType {
+        match ty {
+            KvType::F16 => realm_engine::model::KvType::F16,
+            KvType::Q8_0 => realm_engine::model::KvType::Q8_0,
+        }
+    }
+}
+
 impl From<Activations> for realm_engine::Activations {
     fn from(activations: Activations) -> realm_engine::Activations {
         match activations {
@@ -129,8 +154,10 @@ impl Default for Config {
             model_name: None,
             threads: 0,
             kv_memory_mib: 1024,
+            kv_type: KvType::F16,
             context_max: None,
             activations: Activations::Mixed,
+            packed_dir: None,
             step_tokens_max: 256,
             sequences_running_max: 64,
             queue_max: 256,
@@ -211,6 +238,10 @@ pub struct Flags {
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_memory_mib: Option<u64>,
+    /// How keys and values are kept [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_type: Option<KvType>,
     /// Longest sequence in tokens [default: the model's]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,6 +250,10 @@ pub struct Flags {
     #[arg(long, value_name = "BITS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<Activations>,
+    /// Folder for repacked weights, so that the next start maps them [default: none, every start repacks]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed_dir: Option<PathBuf>,
     /// Tokens computed in one step at most [default: 256]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -132,8 +132,10 @@ pub async fn load_model(
     let options = ModelOptions {
         threads: config.threads,
         kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
+        kv_type: config.kv_type.into(),
         context_max: config.context_max,
         activations: config.activations.into(),
+        packed_dir: config.packed_dir.clone(),
     };
     let engine_config = EngineConfig {
         step_tokens_max: config.step_tokens_max,

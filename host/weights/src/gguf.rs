@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use realm_kernels::quant::BlockType;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::GgufError;
 use crate::map::Bytes;
@@ -33,6 +35,7 @@ pub struct Gguf {
     metadata: Metadata,
     tensors: Vec<Entry>, // in the order of the table
     by_name: HashMap<String, usize>,
+    header: usize, // bytes before the data
 }
 
 /// One row of the tensor table.
@@ -97,6 +100,37 @@ impl Gguf {
         self.bytes.as_slice().len() as u64
     }
 
+    /// Where the file was opened; `None` for one that was given as bytes.
+    pub fn path(&self) -> Option<&Path> {
+        self.bytes.path()
+    }
+
+    /// Lets go of the memory behind a part of a tensor's data, which is fetched again when it is read again. A file
+    /// that is turned into something else piece by piece is then never in memory whole.
+    pub fn release(&self, data: &[u8]) {
+        self.bytes.release(data);
+    }
+
+    /// What tells this file from another or a later one: its size, its time of change, all before the data, and the
+    /// two ends of every tensor. `None` for a file that was given as bytes.
+    ///
+    /// Not all data is read, because reading it takes longer than everything this is asked for.
+    pub fn fingerprint(&self) -> Option<u128> {
+        /// Of each end of a tensor: one page.
+        const END_BYTES: usize = 4096;
+        let since = self.bytes.modified()?.duration_since(UNIX_EPOCH).ok()?;
+        let mut hash = Xxh3::new();
+        hash.update(&self.file_bytes().to_le_bytes());
+        hash.update(&since.as_nanos().to_le_bytes());
+        hash.update(&self.bytes.as_slice()[..self.header]);
+        for Tensor { data, .. } in self.tensors() {
+            let end = data.len().min(END_BYTES);
+            hash.update(&data[..end]);
+            hash.update(&data[data.len() - end..]);
+        }
+        Some(hash.digest128())
+    }
+
     fn view<'a>(&'a self, entry: &'a Entry) -> Tensor<'a> {
         Tensor {
             name: &entry.name,
@@ -117,13 +151,17 @@ impl Gguf {
         let mut tensors = parse_table(&mut reader, tensor_count, alignment)?;
         let by_name = index(&tensors)?;
         let data_start = (reader.offset() as u64).next_multiple_of(alignment);
-        place(&mut tensors, data_start, bytes.as_slice().len() as u64)?;
+        let file_bytes = bytes.as_slice().len();
+        place(&mut tensors, data_start, file_bytes as u64)?;
         refuse_overlaps(&tensors)?;
         Ok(Gguf {
             bytes,
             metadata,
             tensors,
             by_name,
+            header: usize::try_from(data_start)
+                .unwrap_or(usize::MAX)
+                .min(file_bytes),
         })
     }
 }

@@ -39,6 +39,25 @@ impl<'a> Tensor<'a> {
         }
     }
 
+    /// The matrices of a tensor with three dimensions, one below the other: `[count * rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::matrix`], for three dimensions.
+    pub fn stacked(&self) -> Result<MatrixView<'a>, GgufError> {
+        match *self.shape {
+            [cols, rows, count] | [cols, rows, count, 1] => {
+                self.check_runnable()?;
+                Ok(MatrixView {
+                    ty: self.ty,
+                    rows: length(rows * count), // the number of values is known to be below 2^63
+                    cols: length(cols),
+                    data: self.data,
+                })
+            }
+            _ => Err(self.wrong_rank("stack of matrices")),
+        }
+    }
+
     /// The values of a tensor with one dimension, as f32.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::isa::Kernel;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Cpu, Rounding};
 use crate::quant::GROUP;
 
@@ -95,6 +96,26 @@ impl Activations {
         }
     }
 
+    /// Takes some rows of others, as they are.
+    ///
+    /// # Panics
+    /// When a row is out of range.
+    pub fn gather(&mut self, from: &Activations, rows: &[u32]) {
+        let (cols, groups) = (from.cols, from.groups_per_row());
+        self.rows = rows.len();
+        self.cols = cols;
+        self.terms = from.terms;
+        self.values.clear();
+        self.groups.clear();
+        for &row in rows {
+            let row = row as usize;
+            assert!(row < from.rows, "a row of the others");
+            self.values.extend_from_slice(from.values(row));
+            self.groups
+                .extend_from_slice(&from.groups[row * groups..(row + 1) * groups]);
+        }
+    }
+
     /// The rows for tasks to write: values `[rows, cols]` and groups `[rows, terms, cols / 32]`.
     pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, SharedOut<'_, ActivationGroup>) {
         (
@@ -111,6 +132,7 @@ impl Cpu {
     /// When `x` is not whole rows.
     pub fn quantize(&self, x: &[f32], cols: usize, out: &mut Activations) {
         assert!(x.len().is_multiple_of(cols), "whole rows");
+        let _watched = self.watch(|| Op::plain("quantize", 2 * size_of_val(x), 4 * x.len()));
         out.reshape(x.len() / cols, cols, self.rounding);
         self.fill(out, |row, values| {
             values.copy_from_slice(&x[row * cols..(row + 1) * cols])

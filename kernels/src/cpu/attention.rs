@@ -3,9 +3,13 @@
 //! Queries that read the same keys go through the blocks together: the heads that share a key head, and the rows of a
 //! prompt. A query takes part only in its own visible blocks and tokens, in order, so its result is the same alone.
 
+mod q8;
+
 use super::isa::Kernel;
+use super::kv::HeadBlock;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Cpu, KvLayer};
 use crate::shapes::{AttentionRow, AttentionShape, BLOCK_TOKENS};
 use half::f16;
@@ -49,6 +53,7 @@ impl Cpu {
             .map(|row| shape.span(row.position).len())
             .max()
             .unwrap_or(0);
+        let _watched = self.watch(|| work(kv, rows, shape));
         // Enough items for every thread come before sharing keys between rows.
         let together = (rows.len() * shape.kv_heads / (4 * self.threads())).clamp(1, ROWS_MAX);
         let items = rows.len().div_ceil(together) * shape.kv_heads;
@@ -71,6 +76,18 @@ impl Cpu {
             }
         });
     }
+}
+
+/// Keys and values are read once for the rows of one sequence; each query multiplies with all it sees.
+fn work(kv: &KvLayer, rows: &[AttentionRow], shape: &AttentionShape) -> Op {
+    let span = |row: &AttentionRow| shape.span(row.position).len();
+    let sequences = rows.chunk_by(|a, b| a.table == b.table);
+    let read: usize = sequences
+        .map(|rows| rows.iter().map(span).max().unwrap_or(0))
+        .sum();
+    let seen: usize = rows.iter().map(span).sum();
+    let bytes = read * kv.token_bytes();
+    Op::plain("attention", bytes, seen * shape.heads * shape.head_dim * 4)
 }
 
 /// The queries of some rows that read one key head.
@@ -156,15 +173,32 @@ impl Item<'_> {
         }
         let blocks = &table[..all.end.div_ceil(BLOCK_TOKENS)];
         for (index, &block) in blocks.iter().enumerate().skip(all.start / BLOCK_TOKENS) {
-            let (keys, values) = self.kv.head(block, self.kv_head);
-            let visible = tokens(&all, index);
+            let head = self.kv.head(block, self.kv_head);
             let mut weights = [[0f32; BLOCK_TOKENS]; N];
-            scores::<S, N>(s, &q, keys, shape, &mut weights);
+            match head {
+                HeadBlock::F16 { keys, .. } => scores::<S, N>(s, &q, keys, shape, &mut weights),
+                HeadBlock::Q8_0 {
+                    keys, key_scales, ..
+                } => q8::scores::<S, N>(s, &q, keys, key_scales, shape, &mut weights),
+            }
             let mut keep = [1f32; N];
             for i in 0..N {
                 keep[i] = softmax[i].weigh(s, tokens(&spans[i], index), &mut weights[i]);
             }
-            accumulate::<S, N>(s, &weights, &keep, values, visible, &mut out);
+            let visible = tokens(&all, index);
+            match head {
+                HeadBlock::F16 { values, .. } => {
+                    accumulate::<S, N>(s, &weights, &keep, values, visible, &mut out);
+                }
+                HeadBlock::Q8_0 {
+                    values,
+                    value_scales,
+                    ..
+                } => {
+                    let values = (values, value_scales);
+                    q8::accumulate::<S, N>(s, &weights, &keep, values, visible, &mut out);
+                }
+            }
         }
         for (out, softmax) in out.iter_mut().zip(softmax) {
             let scale = 1.0 / softmax.sum;
@@ -274,13 +308,20 @@ fn scores<S: Simd, const N: usize>(
             }
         }
         for h in 0..N {
-            let mut score = s.mul(s.add(even[h], odd[h]), s.splat(shape.scale));
-            if let Some(cap) = shape.softcap {
-                score = s.mul(tanh(s, s.mul(score, s.splat(1.0 / cap))), s.splat(cap));
-            }
+            let score = finish(s, s.add(even[h], odd[h]), shape);
             // SAFETY: `token + LANES <= 16`.
             unsafe { s.store(score, out[h].as_mut_ptr().add(token)) };
         }
+    }
+}
+
+/// What a dot product of query and key counts as: scaled, and soft-capped where the model does so.
+#[inline(always)]
+fn finish<S: Simd>(s: S, dot: S::F, shape: &AttentionShape) -> S::F {
+    let score = s.mul(dot, s.splat(shape.scale));
+    match shape.softcap {
+        None => score,
+        Some(cap) => s.mul(tanh(s, s.mul(score, s.splat(1.0 / cap))), s.splat(cap)),
     }
 }
 
@@ -337,7 +378,7 @@ fn accumulate<S: Simd, const N: usize>(
 
 /// `tanh x = 1 - 2 / (e^2x + 1)`.
 #[inline(always)]
-fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let e = s.exp(s.add(x, x));
     s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))))
 }

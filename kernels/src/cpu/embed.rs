@@ -1,6 +1,7 @@
 //! Token embedding, from the same repacked table the output matrix uses.
 
 use super::shared::SharedOut;
+use super::watch::Op;
 use super::{Cpu, Matrix};
 
 impl Cpu {
@@ -11,6 +12,7 @@ impl Cpu {
     pub fn embed(&self, table: &Matrix, ids: &[u32], scale: f32, out: &mut [f32]) {
         let width = table.cols();
         assert_eq!(out.len(), ids.len() * width, "one row out for each id");
+        let _watched = self.watch(|| Op::plain("embed", 2 * size_of_val(out), out.len()));
         let out = SharedOut::new(out);
         self.split(ids.len(), width, |range| {
             for row in range {

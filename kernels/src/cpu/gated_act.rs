@@ -5,6 +5,7 @@ use super::matmul::{Sink, Write};
 use super::matrix::PANEL_ROWS;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Activation, Activations, Cpu, Matrix};
 
 impl Cpu {
@@ -26,6 +27,7 @@ impl Cpu {
             (up.rows(), up.cols()),
             "gate and up have one shape"
         );
+        let _watched = self.watch(|| Op::product("gate, up", &[gate, up], x, self.rounding));
         let (rows, width) = (x.rows(), up.rows());
         out.reshape(rows, width, self.rounding);
         if tmp.len() < rows * width {
@@ -66,17 +68,41 @@ impl Cpu {
     }
 }
 
-/// The activation of every lane; both are `x * sigmoid(k)` for some `k`.
+/// The activation of every lane.
 #[inline(always)]
 pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
-    let k = match act {
-        Activation::Silu => x,
+    match act {
+        Activation::Silu => x_sigmoid(s, x, x),
         Activation::GeluTanh => {
             // 0.5 (1 + tanh u) = sigmoid(2u), u = sqrt(2 / π) (x + 0.044715 x³)
             let cube = s.mul(s.mul(x, x), s.mul(x, s.splat(0.044_715)));
-            s.mul(s.add(x, cube), s.splat(1.595_769))
+            x_sigmoid(s, x, s.mul(s.add(x, cube), s.splat(1.595_769)))
         }
-    };
+        Activation::Gelu => {
+            // x Φ(x) = (x + |x| erf(|x| / √2)) / 2
+            let size = s.abs(x);
+            let erf = erf(s, s.mul(size, s.splat(std::f32::consts::FRAC_1_SQRT_2)));
+            s.mul(s.mul_add(size, erf, x), s.splat(0.5))
+        }
+    }
+}
+
+/// `x * sigmoid(k)`.
+#[inline(always)]
+fn x_sigmoid<S: Simd>(s: S, x: S::F, k: S::F) -> S::F {
     let one = s.splat(1.0);
     s.div(x, s.add(one, s.exp(s.sub(s.splat(0.0), k))))
+}
+
+/// The error function of lanes that are not negative, within 2e-7. Source: Abramowitz and Stegun, 7.1.26.
+#[inline(always)]
+fn erf<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    let t = s.div(one, s.mul_add(x, s.splat(0.327_591_1), one));
+    let mut p = s.splat(1.061_405_4);
+    for c in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+        p = s.mul_add(p, t, s.splat(c));
+    }
+    let tail = s.mul(s.mul(p, t), s.exp(s.sub(s.splat(0.0), s.mul(x, x))));
+    s.sub(one, tail)
 }

@@ -4,6 +4,8 @@
 //! function is called, and the token inside the `Isa` is the proof that it may be.
 
 use super::simd::Simd;
+#[cfg(target_arch = "aarch64")]
+use super::simd::neon::Neon;
 use super::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
@@ -19,6 +21,8 @@ enum Token {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 /// Every instruction set this machine has, slowest first; the plain one is always there.
@@ -29,6 +33,8 @@ pub fn isas() -> Vec<Isa> {
         isas.extend(Avx2::detect().map(|token| Isa(Token::Avx2(token))));
         isas.extend(Avx512::detect().map(|token| Isa(Token::Avx512(token))));
     }
+    #[cfg(target_arch = "aarch64")]
+    isas.extend(Neon::detect().map(|token| Isa(Token::Neon(token))));
     isas
 }
 
@@ -38,7 +44,7 @@ impl Isa {
         *isas().last().expect("the plain one is always there")
     }
 
-    /// A short name: `"scalar"`, `"avx2"`, `"avx512-vnni"`.
+    /// A short name: `"scalar"`, `"avx2"`, `"avx512-vnni"`, `"neon-dotprod"`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Token::Scalar(_) => "scalar",
@@ -46,6 +52,8 @@ impl Isa {
             Token::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Token::Neon(_) => "neon-dotprod",
         }
     }
 
@@ -59,6 +67,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Token::Avx512(token) => unsafe { run_avx512(token, kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Token::Neon(token) => unsafe { run_neon(token, kernel) },
         }
     }
 }
@@ -78,5 +89,11 @@ fn run_avx2<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn run_avx512<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
+    kernel.run(token)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn run_neon<K: Kernel>(token: Neon, kernel: K) -> K::Out {
     kernel.run(token)
 }

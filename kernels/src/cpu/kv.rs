@@ -1,32 +1,104 @@
-//! Keys and values of one layer, in f16, in blocks of 16 tokens.
+//! Keys and values of one layer, in blocks of 16 tokens, in f16 or in 8 bits.
 //!
 //! Keys lie `[block, kv_head, head_dim, token]`, so that one vector is one element of 16 tokens and scores need no sum
-//! over lanes; values lie `[block, kv_head, token, head_dim]`.
+//! over lanes; values lie `[block, kv_head, token, head_dim]`. In 8 bits, 32 elements of a head share an f16 scale: those
+//! of keys lie `[block, kv_head, head_dim / 32, token]`, those of values `[block, kv_head, token, head_dim / 32]`.
 
 use super::Cpu;
 use super::isa::Kernel;
 use super::simd::Simd;
+use super::watch::Op;
+use crate::quant::GROUP;
 use crate::shapes::BLOCK_TOKENS;
 use half::f16;
+use std::ops::Range;
 
-/// f16 keys and values of one layer for every block of the cache.
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// 8-bit codes with an f16 scale for every 32 elements of a head: 53 % of the memory of f16.
+    Q8_0,
+}
+
+/// Keys and values of one layer for every block of the cache.
 pub struct KvLayer {
     kv_heads: usize,
     head_dim: usize,
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    blocks: usize,
+    planes: Planes,
+}
+
+enum Planes {
+    F16 {
+        keys: Vec<u16>,
+        values: Vec<u16>,
+    },
+    Q8_0 {
+        keys: Vec<i8>,
+        key_scales: Vec<u16>,
+        values: Vec<i8>,
+        value_scales: Vec<u16>,
+    },
+}
+
+/// One head of one block; the axes of a head are those of the module's header.
+pub(crate) enum HeadBlock<'a> {
+    F16 {
+        keys: &'a [u16],
+        values: &'a [u16],
+    },
+    Q8_0 {
+        keys: &'a [i8],
+        key_scales: &'a [u16],
+        values: &'a [i8],
+        value_scales: &'a [u16],
+    },
 }
 
 impl KvLayer {
     /// Room for `blocks` blocks. The memory is zeroed, so it takes no pages before it is written.
-    pub fn new(blocks: usize, kv_heads: usize, head_dim: usize) -> KvLayer {
-        let len = blocks * kv_heads * head_dim * BLOCK_TOKENS;
+    pub fn new(blocks: usize, kv_heads: usize, head_dim: usize, ty: KvType) -> KvLayer {
+        let codes = blocks * kv_heads * head_dim * BLOCK_TOKENS;
+        let scales = blocks * kv_heads * head_dim.div_ceil(GROUP) * BLOCK_TOKENS;
+        let planes = match ty {
+            KvType::F16 => Planes::F16 {
+                keys: vec![0; codes],
+                values: vec![0; codes],
+            },
+            KvType::Q8_0 => Planes::Q8_0 {
+                keys: vec![0; codes],
+                key_scales: vec![0; scales],
+                values: vec![0; codes],
+                value_scales: vec![0; scales],
+            },
+        };
         KvLayer {
             kv_heads,
             head_dim,
-            keys: vec![0; len],
-            values: vec![0; len],
+            blocks,
+            planes,
         }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(kv_heads: usize, head_dim: usize, ty: KvType) -> usize {
+        let of_head = match ty {
+            KvType::F16 => 2 * head_dim,
+            KvType::Q8_0 => head_dim + 2 * head_dim.div_ceil(GROUP),
+        };
+        2 * kv_heads * of_head * BLOCK_TOKENS
+    }
+
+    /// Bytes of the key and the value of one token.
+    pub(crate) fn token_bytes(&self) -> usize {
+        let ty = match self.planes {
+            Planes::F16 { .. } => KvType::F16,
+            Planes::Q8_0 { .. } => KvType::Q8_0,
+        };
+        KvLayer::block_bytes(self.kv_heads, self.head_dim, ty) / BLOCK_TOKENS
     }
 
     /// Key and value heads.
@@ -41,7 +113,7 @@ impl KvLayer {
 
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
-        self.keys.len().checked_div(self.block_len()).unwrap_or(0)
+        self.blocks
     }
 
     /// Copies block `from` over block `to`.
@@ -49,26 +121,66 @@ impl KvLayer {
     /// # Panics
     /// When there is no such block.
     pub fn copy_block(&mut self, from: u32, to: u32) {
-        let (len, from, to) = (self.block_len(), from as usize, to as usize);
-        self.keys
-            .copy_within(from * len..(from + 1) * len, to * len);
-        self.values
-            .copy_within(from * len..(from + 1) * len, to * len);
+        fn copy<T: Copy>(plane: &mut [T], block: usize, from: u32, to: u32) {
+            let (from, to) = (from as usize * block, to as usize * block);
+            plane.copy_within(from..from + block, to);
+        }
+        let codes = self.head_codes() * self.kv_heads;
+        let scales = self.head_scales() * self.kv_heads;
+        match &mut self.planes {
+            Planes::F16 { keys, values } => {
+                copy(keys, codes, from, to);
+                copy(values, codes, from, to);
+            }
+            Planes::Q8_0 {
+                keys,
+                key_scales,
+                values,
+                value_scales,
+            } => {
+                copy(keys, codes, from, to);
+                copy(key_scales, scales, from, to);
+                copy(values, codes, from, to);
+                copy(value_scales, scales, from, to);
+            }
+        }
     }
 
-    fn block_len(&self) -> usize {
-        self.head_len() * self.kv_heads
-    }
-
-    fn head_len(&self) -> usize {
+    /// Elements of one head of one block.
+    fn head_codes(&self) -> usize {
         self.head_dim * BLOCK_TOKENS
     }
 
-    /// The keys (`[head_dim, token]`) and values (`[token, head_dim]`) of one head of one block.
-    pub(crate) fn head(&self, block: u32, kv_head: usize) -> (&[u16], &[u16]) {
-        let start = block as usize * self.block_len() + kv_head * self.head_len();
-        let range = start..start + self.head_len();
-        (&self.keys[range.clone()], &self.values[range])
+    fn head_scales(&self) -> usize {
+        self.head_dim.div_ceil(GROUP) * BLOCK_TOKENS
+    }
+
+    /// Where one head of one block lies among the codes and among the scales.
+    fn head_ranges(&self, block: usize, kv_head: usize) -> [Range<usize>; 2] {
+        let head = block * self.kv_heads + kv_head;
+        [self.head_codes(), self.head_scales()].map(|len| head * len..(head + 1) * len)
+    }
+
+    /// The keys and values of one head of one block.
+    pub(crate) fn head(&self, block: u32, kv_head: usize) -> HeadBlock<'_> {
+        let [codes, scales] = self.head_ranges(block as usize, kv_head);
+        match &self.planes {
+            Planes::F16 { keys, values } => HeadBlock::F16 {
+                keys: &keys[codes.clone()],
+                values: &values[codes],
+            },
+            Planes::Q8_0 {
+                keys,
+                key_scales,
+                values,
+                value_scales,
+            } => HeadBlock::Q8_0 {
+                keys: &keys[codes.clone()],
+                key_scales: &key_scales[scales.clone()],
+                values: &values[codes],
+                value_scales: &value_scales[scales],
+            },
+        }
     }
 }
 
@@ -83,6 +195,7 @@ impl Cpu {
             k.len() == slots.len() * width && v.len() == k.len(),
             "one slot a row"
         );
+        let _watched = self.watch(|| Op::plain("write k, v", 3 * size_of_val(k), 2 * k.len()));
         for ((k, v), &slot) in k.chunks_exact(width).zip(v.chunks_exact(width)).zip(slots) {
             self.isa.run(WriteRow {
                 k,
@@ -106,35 +219,77 @@ impl Kernel for WriteRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let KvLayer {
-            head_dim,
-            ref mut keys,
-            ref mut values,
-            ..
-        } = *self.kv;
         let (block, token) = (self.slot / BLOCK_TOKENS, self.slot % BLOCK_TOKENS);
-        let heads = self.k.len() / head_dim;
-        for head in 0..heads {
-            let start = (block * heads + head) * head_dim * BLOCK_TOKENS;
-            let range = head * head_dim..(head + 1) * head_dim;
-            round_to_f16(
-                s,
-                &self.v[range.clone()],
-                &mut values[start + token * head_dim..][..head_dim],
+        let dim = self.kv.head_dim;
+        for head in 0..self.kv.kv_heads {
+            let [codes, scales] = self.kv.head_ranges(block, head);
+            let (k, v) = (
+                &self.k[head * dim..(head + 1) * dim],
+                &self.v[head * dim..(head + 1) * dim],
             );
-            let keys = &mut keys[start..start + head_dim * BLOCK_TOKENS];
-            for (x, column) in self.k[range]
-                .chunks(BLOCK_TOKENS)
-                .zip(keys.chunks_mut(BLOCK_TOKENS * BLOCK_TOKENS))
-            {
-                let mut halves = [0u16; BLOCK_TOKENS];
-                round_to_f16(s, x, &mut halves[..x.len()]);
-                for (column, half) in column.chunks_exact_mut(BLOCK_TOKENS).zip(halves) {
-                    column[token] = half;
+            match &mut self.kv.planes {
+                Planes::F16 { keys, values } => {
+                    round_to_f16(s, v, &mut values[codes.clone()][token * dim..][..dim]);
+                    write_key_f16(s, k, token, &mut keys[codes]);
+                }
+                Planes::Q8_0 {
+                    keys,
+                    key_scales,
+                    values,
+                    value_scales,
+                } => {
+                    let groups = dim.div_ceil(GROUP);
+                    let values = &mut values[codes.clone()][token * dim..][..dim];
+                    let value_scales = &mut value_scales[scales.clone()][token * groups..];
+                    for (index, v) in v.chunks(GROUP).enumerate() {
+                        let (codes, scale) = round_to_q8(v);
+                        values[index * GROUP..][..v.len()].copy_from_slice(&codes[..v.len()]);
+                        value_scales[index] = scale;
+                    }
+                    let (keys, key_scales) = (&mut keys[codes], &mut key_scales[scales]);
+                    let columns = keys.chunks_mut(GROUP * BLOCK_TOKENS);
+                    for (index, (k, columns)) in k.chunks(GROUP).zip(columns).enumerate() {
+                        let (codes, scale) = round_to_q8(k);
+                        for (column, code) in columns.chunks_exact_mut(BLOCK_TOKENS).zip(codes) {
+                            column[token] = code;
+                        }
+                        key_scales[index * BLOCK_TOKENS + token] = scale;
+                    }
                 }
             }
         }
     }
+}
+
+#[inline(always)]
+fn write_key_f16<S: Simd>(s: S, k: &[f32], token: usize, keys: &mut [u16]) {
+    for (x, columns) in k
+        .chunks(BLOCK_TOKENS)
+        .zip(keys.chunks_mut(BLOCK_TOKENS * BLOCK_TOKENS))
+    {
+        let mut halves = [0u16; BLOCK_TOKENS];
+        round_to_f16(s, x, &mut halves[..x.len()]);
+        for (column, half) in columns.chunks_exact_mut(BLOCK_TOKENS).zip(halves) {
+            column[token] = half;
+        }
+    }
+}
+
+/// Codes and f16 scale of up to 32 elements. The codes are made for the scale as it is kept. What is not finite becomes
+/// something finite: the sampler tells of it, the cache must not spread it.
+#[inline(always)]
+fn round_to_q8(x: &[f32]) -> ([i8; GROUP], u16) {
+    let max = x.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let scale = f16::from_f32((max / 127.0).min(f16::MAX.to_f32()));
+    let inverse = match scale.to_f32() {
+        0.0 => 0.0,
+        scale => 1.0 / scale,
+    };
+    let mut codes = [0; GROUP];
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+    }
+    (codes, scale.to_bits())
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ use super::isa::Kernel;
 use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use super::{Activation, Activations, Cpu, Matrix, Rounding};
 use crate::quant::{BlockType, Scales};
 use std::marker::PhantomData;
@@ -60,6 +61,7 @@ impl Cpu {
             x.rows() * w.rows(),
             "one output row for each activation row"
         );
+        let _watched = self.watch(|| Op::product("matmul", &[w], x, self.rounding));
         let out = SharedOut::new(out);
         let sink = Sink {
             out: &out,
@@ -201,25 +203,31 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool> Kernel
         let block = (BLOCK_BYTES / self.w.panel(self.panels.start).len().max(1)).max(1);
         for start in self.panels.clone().step_by(block) {
             let panels = start..self.panels.end.min(start + block);
-            tiles!(self.x.rows(), |row, N| {
-                let x: [[&[ActivationGroup]; N]; TERMS_MAX] = std::array::from_fn(|term| {
-                    std::array::from_fn(|i| self.x.groups(row + i, term))
-                });
+            // The terms of a row are rows of a tile like others, so that its weights are unpacked once for all of them.
+            let terms = self.x.terms();
+            tiles!(self.x.rows() * terms, |part, N| {
+                let x: [&[ActivationGroup]; N] =
+                    std::array::from_fn(|i| self.x.groups((part + i) / terms, (part + i) % terms));
                 for panel in panels.clone() {
                     let bytes = self.w.panel(panel);
                     for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                        let mut y = [s.splat(0.0); N];
-                        for x in &x[..self.x.terms()] {
-                            y = quant_tile::<S, BITS, SCALES, TABLE, N>(
-                                s,
-                                self.layout,
-                                bytes,
-                                lane,
-                                x,
-                                y,
-                            );
+                        let y = quant_tile::<S, BITS, SCALES, TABLE, N>(
+                            s,
+                            self.layout,
+                            bytes,
+                            lane,
+                            &x,
+                        );
+                        let column = panel * PANEL_ROWS + lane;
+                        if terms == 1 {
+                            put(s, self.sink, part, column, &y);
+                            continue;
                         }
-                        put(s, self.sink, row, panel * PANEL_ROWS + lane, &y);
+                        // Tiles hold an even number of rows, and no row has more than two terms.
+                        for (pair, y) in y.as_chunks::<TERMS_MAX>().0.iter().enumerate() {
+                            let row = part / TERMS_MAX + pair;
+                            put(s, self.sink, row, column, &[s.add(y[0], y[1])]);
+                        }
                     }
                 }
             });
@@ -227,7 +235,7 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool> Kernel
     }
 }
 
-/// `acc` plus `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
+/// `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
 #[inline(always)]
 fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize>(
     s: S,
@@ -235,8 +243,8 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
     panel: &[u8],
     lane: usize,
     x: &[&[ActivationGroup]; N],
-    mut acc: [S::F; N],
 ) -> [S::F; N] {
+    let mut acc = [s.splat(0.0); N];
     let groups = x[0].len();
     let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
     assert!(

@@ -144,6 +144,11 @@ fn panel_layout(ty: BlockType, cols: usize) -> (Option<PanelLayout>, usize) {
 }
 
 impl Matrix {
+    /// Changes whenever [`Cpu::pack`] writes other bytes for the same weights.
+    pub const PANELS_VERSION: u32 = 1;
+    /// Rows of a panel. Slices of this many rows, or of a multiple, can be packed one after the other.
+    pub const PANEL_ROWS: usize = PANEL_ROWS;
+
     /// Bytes of the panels of a matrix of this type and shape, a multiple of 64.
     pub fn packed_bytes(ty: BlockType, rows: usize, cols: usize) -> usize {
         rows.div_ceil(PANEL_ROWS) * panel_layout(ty, cols).1

@@ -5,6 +5,8 @@
 
 mod activations;
 mod attention;
+mod ceiling;
+mod elementwise;
 mod embed;
 mod gated_act;
 mod isa;
@@ -16,12 +18,15 @@ mod rope;
 mod shared;
 mod simd;
 mod threads;
+mod watch;
 
 pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
 pub use activations::Activations;
 pub use isa::{Isa, isas};
-pub use kv::KvLayer;
+pub use kv::{KvLayer, KvType};
 pub use matrix::Matrix;
+pub use norm::LayerNorm;
+pub use watch::{Op, Unit, Watcher, Weights};
 
 use std::sync::Arc;
 use threads::Pool;
@@ -35,6 +40,7 @@ pub struct Cpu {
     isa: Isa,
     pool: Arc<Pool>,
     rounding: Rounding,
+    watcher: Option<Arc<dyn Watcher>>,
 }
 
 /// What becomes of activations before they meet quantised weights.
@@ -64,6 +70,7 @@ impl Cpu {
             isa,
             pool: Arc::new(Pool::new(threads.max(1))),
             rounding: Rounding::Int8,
+            watcher: None,
         }
     }
 

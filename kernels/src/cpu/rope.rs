@@ -4,6 +4,7 @@ use super::Cpu;
 use super::isa::Kernel;
 use super::shared::SharedOut;
 use super::simd::Simd;
+use super::watch::Op;
 use crate::shapes::{Rope, RopeLayout};
 
 /// Pairs whose angles are combined at once, on the stack.
@@ -17,6 +18,7 @@ impl Cpu {
     pub fn rope(&self, x: &mut [f32], heads: usize, rope: &Rope, positions: &[u32]) {
         let width = heads * rope.head_dim;
         assert_eq!(x.len(), positions.len() * width, "one position a row");
+        let _watched = self.watch(|| Op::plain("rope", 2 * size_of_val(x), 3 * x.len()));
         let x = SharedOut::new(x);
         self.split(positions.len(), width, |range| {
             for row in range {

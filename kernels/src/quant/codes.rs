@@ -394,7 +394,7 @@ fn tq1_0(block: &[u8], group: usize) -> GroupCodes {
             _ => (48 + element % 4, (element - 240) / 4),
         };
         let rest = block[byte].wrapping_mul(POWERS[digit]);
-        (u16::from(rest) * 3 >> 8) as u8
+        ((u16::from(rest) * 3) >> 8) as u8
     });
     GroupCodes::scaled(codes, u16_at(block, 52), [1, 1])
 }

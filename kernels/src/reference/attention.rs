@@ -1,6 +1,6 @@
 //! Scaled dot-product attention over paged keys and values.
 
-use super::softmax;
+use super::{softcap, softmax};
 use crate::shapes::{AttentionRow, AttentionShape, BLOCK_TOKENS};
 
 /// Keys and values of one layer in f32: each `[blocks, BLOCK_TOKENS, kv_heads, head_dim]`.
@@ -45,9 +45,9 @@ pub fn attention(
                         .map(|(&q, &k)| f64::from(q) * f64::from(k))
                         .sum();
                     let score = dot * f64::from(shape.scale);
-                    shape.softcap.map_or(score, |cap| {
-                        f64::from(cap) * (score / f64::from(cap)).tanh()
-                    })
+                    shape
+                        .softcap
+                        .map_or(score, |cap| softcap(f64::from(cap), score))
                 })
                 .collect();
             softmax(&mut weights);

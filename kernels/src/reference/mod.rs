@@ -11,9 +11,9 @@ mod softmax;
 
 pub use attention::{PagedKv, attention};
 pub use embed::embed;
-pub use gated_act::{activate, gated_act};
+pub use gated_act::{activate, gated_act, softcap};
 pub use matmul::matmul;
-pub use norm::rms_norm;
+pub use norm::{layer_norm, rms_norm};
 pub use quantize::quantize;
 pub use rope::rope;
 pub use softmax::softmax;

@@ -19,7 +19,11 @@ pub fn rope(x: &mut [f32], heads: usize, rope: &Rope, positions: &[u32]) {
             for (pair, frequency) in rope.frequencies.iter().enumerate() {
                 let (sin, cos) = (f64::from(position) * frequency).sin_cos();
                 let (i, j) = rope.elements(pair);
-                let (a, b) = (f64::from(head[i]), f64::from(head[j]));
+                let magnitude = f64::from(rope.magnitude);
+                let (a, b) = (
+                    f64::from(head[i]) * magnitude,
+                    f64::from(head[j]) * magnitude,
+                );
                 head[i] = (a * cos - b * sin) as f32;
                 head[j] = (a * sin + b * cos) as f32;
             }

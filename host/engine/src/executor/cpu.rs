@@ -1,9 +1,9 @@
-//! The executor that computes on the CPU: checks a batch, lays it out for the kernels, runs the model's graph.
+//! The executor that computes on the CPU: checks a batch, lays it out for the kernels, runs the model.
 
 use realm_kernels::{AttentionRow, BLOCK_TOKENS, Cpu, KvLayer};
 
 use super::{BatchRow, Executor, ExecutorError, StepBatch};
-use crate::model::{Graph, Scratch, Step};
+use crate::model::{Decoder, Scratch, Step};
 
 /// Tokens of a block, as positions count.
 const BLOCK: u32 = BLOCK_TOKENS as u32;
@@ -11,7 +11,7 @@ const BLOCK: u32 = BLOCK_TOKENS as u32;
 /// A model with its cache; see the module header.
 pub(crate) struct CpuExecutor {
     cpu: Cpu,
-    graph: Box<dyn Graph>,
+    decoder: Decoder,
     kv: Vec<KvLayer>, // one per layer
     blocks: u32,
     context: u32,
@@ -30,17 +30,17 @@ struct Layout {
 }
 
 impl CpuExecutor {
-    /// `kv` holds `blocks` blocks for every layer of `graph`; positions lie below `context`.
+    /// `kv` holds `blocks` blocks for every layer of `decoder`; positions lie below `context`.
     pub(crate) fn new(
         cpu: Cpu,
-        graph: Box<dyn Graph>,
+        decoder: Decoder,
         kv: Vec<KvLayer>,
         blocks: u32,
         context: u32,
     ) -> CpuExecutor {
         CpuExecutor {
             cpu,
-            graph,
+            decoder,
             kv,
             blocks,
             context,
@@ -50,7 +50,7 @@ impl CpuExecutor {
     }
 
     fn check(&self, batch: &StepBatch<'_>) -> Result<(), ExecutorError> {
-        let vocab = self.graph.shape().vocab;
+        let vocab = self.decoder.shape().vocab;
         for (table, blocks) in batch.tables.iter().enumerate() {
             if let Some(&block) = blocks.iter().find(|block| **block >= self.blocks) {
                 return Err(ExecutorError::BlockOutOfCache {
@@ -95,20 +95,17 @@ impl CpuExecutor {
         }
     }
 
-    /// Norm and output matrix for the rows that asked; prefill rows mostly do not.
+    /// Logits of the rows that asked; prefill rows mostly do not.
     fn head(&mut self, logits: &mut Vec<f32>) {
-        let shape = self.graph.shape();
-        let (norm, output) = self.graph.head();
+        let shape = self.decoder.shape();
         let scratch = &mut self.scratch;
         scratch.branch.clear();
         for row in &self.layout.outputs {
             let row = row * shape.hidden..(row + 1) * shape.hidden;
             scratch.branch.extend_from_slice(&scratch.x[row]);
         }
-        self.cpu
-            .norm_quantize(&scratch.branch, norm, shape.eps, &mut scratch.acts);
         logits.resize(self.layout.outputs.len() * shape.vocab as usize, 0.0);
-        self.cpu.matmul(output, &scratch.acts, logits);
+        self.decoder.head(&self.cpu, scratch, logits);
     }
 }
 
@@ -124,7 +121,7 @@ impl Executor for CpuExecutor {
             return Ok(());
         }
         self.layout.fill(batch);
-        self.scratch.resize(self.graph.shape(), batch.rows.len());
+        self.scratch.resize(self.decoder.shape(), batch.rows.len());
         let step = Step {
             tokens: &self.layout.tokens,
             positions: &self.layout.positions,
@@ -132,7 +129,7 @@ impl Executor for CpuExecutor {
             attention: &self.layout.attention,
             tables: batch.tables,
         };
-        self.graph
+        self.decoder
             .layers(&self.cpu, &step, &mut self.kv, &mut self.scratch);
         if !self.layout.outputs.is_empty() {
             self.head(logits);

@@ -17,7 +17,7 @@ pub(super) fn max(logits: &[f32]) -> Result<f32, BadLogits> {
 }
 
 /// The token of the largest logit, the lowest id of equals.
-pub(super) fn arg_max(logits: &[f32]) -> u32 {
+pub(crate) fn arg_max(logits: &[f32]) -> u32 {
     const CHUNK: usize = 64;
     let max = largest_value(logits);
     let holds_max = |chunk: &[f32]| chunk.iter().fold(false, |any, &logit| any | (logit == max));

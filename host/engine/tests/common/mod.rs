@@ -29,12 +29,23 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn open(path: &Path, cpu: Cpu) -> Model {
-        let gguf = Gguf::open(path).expect("the model file is good");
+        Model::open_with(path, cpu, ModelOptions::default())
+    }
+
+    pub(crate) fn open_with(path: &Path, cpu: Cpu, options: ModelOptions) -> Model {
+        Model::of(
+            &Gguf::open(path).expect("the model file is good"),
+            cpu,
+            options,
+        )
+    }
+
+    pub(crate) fn of(gguf: &Gguf, cpu: Cpu, options: ModelOptions) -> Model {
         let options = ModelOptions {
             kv_bytes_max: 64 << 20,
-            ..ModelOptions::default()
+            ..options
         };
-        let (executor, facts, text) = load_on(cpu, &gguf, options).expect("the model loads");
+        let (executor, facts, text) = load_on(cpu, gguf, options).expect("the model loads");
         Model {
             executor,
             facts,

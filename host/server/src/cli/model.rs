@@ -4,6 +4,7 @@ use super::client::line;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use realm_engine::Gguf;
+use realm_engine::synthetic::{self, Quant, SHAPES, Shape};
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
@@ -19,12 +20,47 @@ pub(super) enum Model {
         /// The file
         path: PathBuf,
     },
+    /// Write a model of a known shape with random weights, to measure how fast the real one would run
+    Synthetic {
+        /// Which shape, for example tinyllama-1.1b
+        #[arg(long, value_parser = shape)]
+        shape: &'static Shape,
+        /// What the matrices are stored as: a block type, or the mix q4_k_m
+        #[arg(long, value_name = "TYPE", default_value = "q4_k_m", value_parser = quant)]
+        quant: Quant,
+        /// The file to write
+        #[arg(long, value_name = "PATH")]
+        out: PathBuf,
+        /// The same seed gives the same file
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+fn shape(name: &str) -> Result<&'static Shape, String> {
+    let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+    Shape::named(name).ok_or_else(|| format!("the shapes are {}", names.join(", ")))
+}
+
+fn quant(name: &str) -> Result<Quant, String> {
+    Quant::from_name(name).ok_or_else(|| format!("the types are {}", Quant::names().join(", ")))
 }
 
 pub(super) fn model(command: Model) -> Result<()> {
     match command {
         Model::List { folder } => list(&folder.map_or_else(cache_folder, Ok)?),
         Model::Inspect { path } => inspect(&path),
+        Model::Synthetic {
+            shape,
+            quant,
+            out,
+            seed,
+        } => {
+            let file = std::fs::File::create(&out)
+                .with_context(|| format!("cannot write {}", out.display()))?;
+            synthetic::write(shape, quant, seed, std::io::BufWriter::new(file))
+                .with_context(|| format!("cannot write {}", out.display()))
+        }
     }
 }
 

@@ -1,0 +1,387 @@
+//! How fast a model runs here: prefill, decoding of one and of many sequences, and where the time of a step goes.
+//!
+//! It drives the executor as the step loop does, without scheduler, tokenizer or tenants: tokens are chosen by the
+//! largest logit, and that is part of the time. Figures of one machine and one quarter of an hour can be compared.
+
+mod ceilings;
+mod ops;
+
+use std::collections::TryReserveError;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use realm_kernels::Cpu;
+use realm_weights::Gguf;
+use thiserror::Error;
+
+use crate::clock::{Clock, SystemClock};
+use crate::executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
+use crate::model::{self, LoadError, ModelOptions};
+use crate::sampler::arg_max;
+pub use ceilings::Ceilings;
+use ops::Recorder;
+pub use ops::{OpTime, Profile};
+pub use realm_kernels::cpu::{Unit, Weights};
+
+/// Sequences that decode together at most.
+pub const ROWS_MAX: u32 = 64;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Tokens of the prompt.
+    pub prefill: u32,
+    /// Tokens that every sequence decodes.
+    pub decode: u32,
+    /// Tokens behind a sequence before it decodes.
+    pub context: u32,
+    /// Tokens of a prompt that go into one step at most.
+    pub step_tokens_max: u32,
+    /// How often each thing is measured.
+    pub reps: u32,
+}
+
+impl Default for Workload {
+    fn default() -> Workload {
+        Workload {
+            prefill: 512,
+            decode: 64,
+            context: 16,
+            step_tokens_max: 512,
+            reps: 5,
+        }
+    }
+}
+
+/// What one measurement runs over and over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The prompt of one sequence; the last token asks for logits.
+    Prefill,
+    /// So many sequences decode together.
+    Decode {
+        /// Rows of a step: 1 to [`ROWS_MAX`].
+        rows: u32,
+    },
+}
+
+/// Tokens per second of some measurements.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// The one in the middle.
+    pub median: f64,
+    /// The slowest.
+    pub min: f64,
+    /// The fastest.
+    pub max: f64,
+}
+
+/// Why something cannot be measured.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// Nothing to do.
+    #[error("{what} is 0, at least 1 is needed")]
+    Zero {
+        /// Which number.
+        what: &'static str,
+    },
+    /// More sequences than a step is measured with.
+    #[error("{rows} rows, {ROWS_MAX} are the most")]
+    TooManyRows {
+        /// Rows asked for.
+        rows: u32,
+    },
+    /// A sequence longer than the model or the cache allows.
+    #[error("{what} makes a sequence of {tokens} tokens, the context holds {context}")]
+    ContextTooShort {
+        /// Which work.
+        what: &'static str,
+        /// Tokens of its sequence.
+        tokens: u64,
+        /// Tokens there may be.
+        context: u32,
+    },
+    /// More sequences than the cache has room for.
+    #[error(
+        "{rows} sequences of {tokens} tokens take {blocks} KV blocks, the cache has {kv_blocks}"
+    )]
+    KvTooSmall {
+        /// Sequences asked for.
+        rows: u32,
+        /// Tokens of each.
+        tokens: u64,
+        /// Blocks they take.
+        blocks: u64,
+        /// Blocks there are.
+        kv_blocks: u32,
+    },
+    /// The machine does not give the memory for the ceilings.
+    #[error("cannot allocate {bytes} bytes to measure the read bandwidth with")]
+    OutOfMemory {
+        /// How much was asked.
+        bytes: usize,
+        /// The allocator's answer.
+        #[source]
+        source: TryReserveError,
+    },
+    /// The executor refused a step.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+}
+
+/// A loaded model under measurement.
+pub struct Bench {
+    executor: Box<dyn Executor>,
+    facts: ModelFacts,
+    cpu: Cpu,
+    clock: Arc<SystemClock>,
+    recorder: Arc<Recorder>,
+    logits: Vec<f32>,
+}
+
+impl Bench {
+    /// Loads a model. Operations are watched only when `with_ops` says so; else [`Bench::profile`] finds none.
+    ///
+    /// # Errors
+    /// As [`model::load`].
+    pub fn load(gguf: &Gguf, options: ModelOptions, with_ops: bool) -> Result<Bench, LoadError> {
+        let clock = Arc::new(SystemClock::default());
+        let recorder = Arc::new(Recorder::new(clock.clone()));
+        let cpu = model::cpu(&options);
+        let watched = match with_ops {
+            true => cpu.clone().with_watcher(recorder.clone()),
+            false => cpu.clone(),
+        };
+        let (executor, facts, _) = model::load_on(watched, gguf, options)?;
+        Ok(Bench {
+            executor,
+            facts,
+            cpu,
+            clock,
+            recorder,
+            logits: Vec::new(),
+        })
+    }
+
+    /// What is known of the model.
+    pub fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.cpu.threads()
+    }
+
+    /// Says whether `work` can be measured with this model, before anything is.
+    ///
+    /// # Errors
+    /// [`BenchError`], naming what does not fit.
+    pub fn check(&self, load: &Workload, work: Work) -> Result<(), BenchError> {
+        let counts = [
+            ("the prompt", load.prefill),
+            ("the number of tokens to decode", load.decode),
+            ("the number of tokens before", load.context),
+            ("the number of tokens of a step", load.step_tokens_max),
+            ("the number of measurements", load.reps),
+        ];
+        if let Some((what, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return Err(BenchError::Zero { what });
+        }
+        let (what, rows, tokens) = match work {
+            Work::Prefill => ("the prompt", 1, u64::from(load.prefill)),
+            Work::Decode { rows: 0 } => {
+                return Err(BenchError::Zero {
+                    what: "the number of rows",
+                });
+            }
+            Work::Decode { rows } => (
+                "decoding",
+                rows,
+                u64::from(load.context) + u64::from(load.decode),
+            ),
+        };
+        if rows > ROWS_MAX {
+            return Err(BenchError::TooManyRows { rows });
+        }
+        if tokens > u64::from(self.facts.context_length) {
+            return Err(BenchError::ContextTooShort {
+                what,
+                tokens,
+                context: self.facts.context_length,
+            });
+        }
+        let blocks = u64::from(rows) * tokens.div_ceil(u64::from(self.facts.block_tokens));
+        if blocks > u64::from(self.facts.kv_blocks) {
+            return Err(BenchError::KvTooSmall {
+                rows,
+                tokens,
+                blocks,
+                kv_blocks: self.facts.kv_blocks,
+            });
+        }
+        Ok(())
+    }
+
+    /// Tokens per second of `work`; one run that does not count warms up.
+    ///
+    /// # Errors
+    /// As [`Bench::check`].
+    pub fn rate(&mut self, load: &Workload, work: Work) -> Result<Rate, BenchError> {
+        self.check(load, work)?;
+        let sequences = self.begin(load, work)?;
+        self.run(load, work, &sequences)?;
+        let mut rates = Vec::new();
+        for _ in 0..load.reps {
+            let start = self.clock.now();
+            let tokens = self.run(load, work, &sequences)?;
+            rates.push(tokens as f64 / (self.clock.now() - start).as_secs_f64());
+        }
+        rates.sort_by(f64::total_cmp);
+        Ok(Rate {
+            median: median(&rates),
+            min: rates[0],
+            max: rates[rates.len() - 1],
+        })
+    }
+
+    /// Where the time of `work` goes, over as many runs as [`Bench::rate`] makes.
+    ///
+    /// # Errors
+    /// As [`Bench::check`].
+    pub fn profile(&mut self, load: &Workload, work: Work) -> Result<Profile, BenchError> {
+        self.check(load, work)?;
+        let sequences = self.begin(load, work)?;
+        self.run(load, work, &sequences)?;
+        self.recorder.start();
+        let start = self.clock.now();
+        for _ in 0..load.reps {
+            self.run(load, work, &sequences)?;
+        }
+        let total = self.clock.now() - start;
+        let steps = match work {
+            Work::Prefill => load.prefill.div_ceil(load.step_tokens_max),
+            Work::Decode { .. } => load.decode,
+        };
+        Ok(self
+            .recorder
+            .finish(total, u64::from(load.reps) * u64::from(steps)))
+    }
+
+    /// The limits of this machine, measured now.
+    ///
+    /// # Errors
+    /// [`BenchError::OutOfMemory`].
+    pub fn ceilings(&self) -> Result<Ceilings, BenchError> {
+        Ceilings::measure(&self.cpu, &*self.clock)
+    }
+
+    /// The sequences of `work`, with what lies behind them computed.
+    fn begin(&mut self, load: &Workload, work: Work) -> Result<Sequences, BenchError> {
+        let (rows, tokens) = match work {
+            Work::Prefill => (1, load.prefill),
+            Work::Decode { rows } => (rows, load.context + load.decode),
+        };
+        let blocks = tokens.div_ceil(self.facts.block_tokens);
+        let tables = (0..rows)
+            .map(|row| (row * blocks..(row + 1) * blocks).collect())
+            .collect();
+        let sequences = Sequences(tables);
+        if let Work::Decode { rows } = work {
+            for row in 0..rows {
+                self.prompt(load, row, load.context, &sequences)?;
+            }
+        }
+        Ok(sequences)
+    }
+
+    /// One measurement; returns its tokens.
+    fn run(&mut self, load: &Workload, work: Work, all: &Sequences) -> Result<u64, BenchError> {
+        match work {
+            Work::Prefill => {
+                self.prompt(load, 0, load.prefill, all)?;
+                black_box(arg_max(&self.logits));
+                Ok(u64::from(load.prefill))
+            }
+            Work::Decode { rows } => {
+                self.decode(load, rows, all)?;
+                Ok(u64::from(rows) * u64::from(load.decode))
+            }
+        }
+    }
+
+    /// A prompt of `tokens` tokens for sequence `table`, in steps.
+    fn prompt(
+        &mut self,
+        load: &Workload,
+        table: u32,
+        tokens: u32,
+        all: &Sequences,
+    ) -> Result<(), BenchError> {
+        let mut position = 0;
+        while position < tokens {
+            let end = tokens.min(position.saturating_add(load.step_tokens_max));
+            let rows: Vec<BatchRow> = (position..end)
+                .map(|position| BatchRow {
+                    token: some_token(position, table, self.facts.vocab_size),
+                    position,
+                    table,
+                    logits: position + 1 == tokens,
+                    adapter: None,
+                })
+                .collect();
+            self.forward(&rows, all)?;
+            position = end;
+        }
+        Ok(())
+    }
+
+    /// Every sequence decodes from behind its context; the next token is the likeliest.
+    fn decode(&mut self, load: &Workload, rows: u32, all: &Sequences) -> Result<(), BenchError> {
+        let vocab = self.facts.vocab_size as usize;
+        let mut batch: Vec<BatchRow> = (0..rows)
+            .map(|table| BatchRow {
+                token: some_token(load.context, table, self.facts.vocab_size),
+                position: load.context,
+                table,
+                logits: true,
+                adapter: None,
+            })
+            .collect();
+        for _ in 0..load.decode {
+            self.forward(&batch, all)?;
+            for (row, logits) in batch.iter_mut().zip(self.logits.chunks_exact(vocab)) {
+                row.token = arg_max(logits);
+                row.position += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, rows: &[BatchRow], all: &Sequences) -> Result<(), ExecutorError> {
+        let tables: Vec<&[u32]> = all.0.iter().map(Vec::as_slice).collect();
+        let batch = StepBatch {
+            rows,
+            tables: &tables,
+        };
+        self.executor.forward(&batch, &mut self.logits)
+    }
+}
+
+/// The blocks of each sequence.
+struct Sequences(Vec<Vec<u32>>);
+
+/// Some token or other: the time does not depend on which.
+fn some_token(position: u32, sequence: u32, vocab: u32) -> u32 {
+    ((u64::from(position) * 7919 + u64::from(sequence) * 104_729) % u64::from(vocab)) as u32
+}
+
+/// Of sorted values, at least one.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        _ => sorted[middle],
+    }
+}

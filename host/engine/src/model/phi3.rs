@@ -1,0 +1,20 @@
+//! The `phi3` architecture: Phi 3, Phi 3.5 and Phi 4 in their small sizes.
+//!
+//! llama with Q, K and V in one tensor, gate and up in another (both are taken apart at load), and rotary embedding on
+//! half-split pairs, on a part of a head in the later ones, with LongRoPE factors where the context is long.
+
+use realm_kernels::RopeLayout;
+
+use super::LoadError;
+use super::decoder::{Attention, Decoder};
+use super::layer::Layer;
+use super::loader::{Loader, NormKind};
+
+pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+    let shape = loader.shape(NormKind::Rms)?;
+    let attention = Attention {
+        shape: shape.attention(loader.window()?),
+        rope: loader.rope(&shape, RopeLayout::HalfSplit)?,
+    };
+    Decoder::load(loader, shape, vec![attention], Layer::load)
+}

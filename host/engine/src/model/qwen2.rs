@@ -1,0 +1,17 @@
+//! The `qwen2` architecture: llama with biases on Q, K and V (they are in the file) and half-split rotary pairs.
+
+use realm_kernels::RopeLayout;
+
+use super::LoadError;
+use super::decoder::{Attention, Decoder};
+use super::layer::Layer;
+use super::loader::{Loader, NormKind};
+
+pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+    let shape = loader.shape(NormKind::Rms)?;
+    let attention = Attention {
+        shape: shape.attention(loader.window()?),
+        rope: loader.rope(&shape, RopeLayout::HalfSplit)?,
+    };
+    Decoder::load(loader, shape, vec![attention], Layer::load)
+}

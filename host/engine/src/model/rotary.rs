@@ -1,0 +1,176 @@
+//! Rotary embeddings as files describe them: plain, with frequency factors, and stretched to longer contexts.
+
+use realm_kernels::{Rope, RopeLayout};
+
+use super::LoadError;
+use super::loader::{Loader, Shape};
+
+/// How frequencies are changed for contexts longer than those of the training.
+struct Scaling {
+    frequency: f32,            // of all pairs
+    factors: Option<Vec<f32>>, // the frequency of a pair is divided by its own
+    magnitude: f32,            // of what is rotated
+}
+
+impl Loader<'_> {
+    /// The rotary embedding with the base the file states, scaled as it says.
+    pub(super) fn rope(&mut self, shape: &Shape, layout: RopeLayout) -> Result<Rope, LoadError> {
+        let base = self.positive("rope.freq_base", 10_000.0)?;
+        self.scaled_rope(shape, base, layout)
+    }
+
+    /// The rotary embedding with this base, scaled as the file says.
+    pub(super) fn scaled_rope(
+        &mut self,
+        shape: &Shape,
+        base: f32,
+        layout: RopeLayout,
+    ) -> Result<Rope, LoadError> {
+        let dims = self.rope_dims(shape)?;
+        let scaling = self.scaling(shape, dims, base)?;
+        let (frequency, factors) = (scaling.frequency, scaling.factors.as_deref());
+        let rope = Rope::new(shape.head_dim, dims, base, frequency, layout, factors);
+        Ok(rope.with_magnitude(scaling.magnitude))
+    }
+
+    /// The rotary embedding with this base and nothing else.
+    pub(super) fn plain_rope(
+        &self,
+        shape: &Shape,
+        base: f32,
+        layout: RopeLayout,
+    ) -> Result<Rope, LoadError> {
+        let dims = self.rope_dims(shape)?;
+        Ok(Rope::new(shape.head_dim, dims, base, 1.0, layout, None))
+    }
+
+    fn rope_dims(&self, shape: &Shape) -> Result<usize, LoadError> {
+        let key = self.key("rope.dimension_count");
+        let dims = self.metadata().u32(&key)?.unwrap_or(shape.head_dim as u32);
+        let fits = dims > 0 && dims.is_multiple_of(2) && dims as usize <= shape.head_dim;
+        let wanted = format!("an even number up to {}", shape.head_dim);
+        Ok(self.check(&key, dims, fits, &wanted)? as usize)
+    }
+
+    fn scaling(&mut self, shape: &Shape, dims: usize, base: f32) -> Result<Scaling, LoadError> {
+        let key = self.key("rope.scaling.type");
+        let ty = self.metadata().str(&key)?;
+        let mut scaling = Scaling {
+            frequency: 1.0,
+            factors: self.optional_vector("rope_freqs.weight", dims / 2)?,
+            magnitude: 1.0,
+        };
+        match ty {
+            None | Some("none") => {}
+            Some("linear") => {
+                scaling.frequency = 1.0 / self.positive("rope.scaling.factor", 1.0)?
+            }
+            Some("yarn") => {
+                let yarn = self.yarn(shape)?;
+                scaling.factors = Some(yarn.factors(dims, base));
+                scaling.magnitude = yarn.magnitude();
+            }
+            Some("longrope") => {
+                scaling.factors = Some(self.long_rope(shape, dims)?);
+                scaling.magnitude = self.positive("rope.scaling.attn_factor", 1.0)?;
+            }
+            Some(other) => {
+                return Err(LoadError::Unsupported {
+                    key,
+                    value: other.to_owned(),
+                    feature: "this scaling of rotary embeddings",
+                });
+            }
+        }
+        Ok(scaling)
+    }
+
+    /// Source: arXiv:2402.13753. The file has factors for the context of the training and for longer ones. Keys stay in
+    /// the cache as they were rotated, so that the choice is made once, for the longest context asked for.
+    fn long_rope(&mut self, shape: &Shape, dims: usize) -> Result<Vec<f32>, LoadError> {
+        let short = self.vector("rope_factors_short.weight", dims / 2)?;
+        let long = self.vector("rope_factors_long.weight", dims / 2)?;
+        let original = self.count("rope.scaling.original_context_length")?;
+        Ok(match shape.context.min(self.context_max()) > original {
+            true => long,
+            false => short,
+        })
+    }
+
+    fn yarn(&self, shape: &Shape) -> Result<Yarn, LoadError> {
+        self.refuse(
+            "rope.scaling.yarn_log_multiplier",
+            "a YaRN magnitude of its own",
+        )?;
+        let original = "rope.scaling.original_context_length";
+        let original = match self.metadata().u32(&self.key(original))? {
+            None => shape.context,
+            Some(_) => self.count(original)?,
+        };
+        Ok(Yarn {
+            factor: self.positive("rope.scaling.factor", 1.0)?,
+            original,
+            beta_fast: self.positive("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: self.positive("rope.scaling.yarn_beta_slow", 1.0)?,
+            attention_factor: self.positive("rope.scaling.attn_factor", 1.0)?,
+        })
+    }
+}
+
+/// Source: arXiv:2309.00071.
+struct Yarn {
+    factor: f32,
+    original: u32, // context of the training
+    beta_fast: f32,
+    beta_slow: f32,
+    attention_factor: f32,
+}
+
+impl Yarn {
+    /// Pairs that turn more than `beta_fast` times in the original context keep their frequency, those that turn less
+    /// than `beta_slow` times are slowed down by the whole factor, those between by a part of it.
+    fn factors(&self, dims: usize, base: f32) -> Vec<f32> {
+        let base = f64::from(base);
+        // The pair that turns so many times in the original context.
+        let pair_of = |turns: f32| {
+            let radians = f64::from(turns) * 2.0 * std::f64::consts::PI;
+            dims as f64 * (f64::from(self.original) / radians).ln() / (2.0 * base.ln())
+        };
+        let last = dims as f64 - 1.0;
+        let low = pair_of(self.beta_fast).floor().clamp(0.0, last);
+        let high = pair_of(self.beta_slow).ceil().clamp(0.0, last);
+        let slow = 1.0 / f64::from(self.factor);
+        (0..dims / 2)
+            .map(|pair| {
+                let ramp = ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                (1.0 / (slow * ramp + (1.0 - ramp))) as f32
+            })
+            .collect()
+    }
+
+    fn magnitude(&self) -> f32 {
+        self.attention_factor * (1.0 + 0.1 * self.factor.max(1.0).ln())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `transformers` computes for Qwen 2.5's setting, but with heads of 16: inverse frequencies over plain ones.
+    #[test]
+    fn yarn_is_that_of_transformers() {
+        let yarn = Yarn {
+            factor: 4.0,
+            original: 32_768,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.0,
+        };
+        let expected = [1.0f32, 1.0, 1.0, 1.333_333_4, 2.0, 4.0, 4.0, 4.0];
+        for (ours, expected) in yarn.factors(16, 1e6).iter().zip(expected) {
+            assert!((ours - expected).abs() < 1e-5, "{ours} {expected}");
+        }
+        assert!((yarn.magnitude() - 1.138_629_4).abs() < 1e-6);
+    }
+}
