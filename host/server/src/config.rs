@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Variables with our prefix that are not settings of the server: they belong to clients, tests and this loader.
-const NOT_SETTINGS: [&str; 8] = [
+const NOT_SETTINGS: [&str; 9] = [
     "config",
     "log",
     "url",
@@ -20,6 +20,7 @@ const NOT_SETTINGS: [&str; 8] = [
     "admin_url",
     "models",
     "guests",
+    "python",
     "bin",
 ];
 
@@ -474,6 +475,36 @@ mod tests {
             assert!(load(&Flags::default()).unwrap_err().contains("modle"));
             Ok(())
         });
+    }
+
+    /// Every key with its value, those of tables as `table.key`.
+    fn keys(prefix: &str, value: &serde_json::Value) -> Vec<(String, serde_json::Value)> {
+        let Some(table) = value.as_object() else {
+            return vec![(prefix.to_owned(), value.clone())];
+        };
+        let dot = if prefix.is_empty() { "" } else { "." };
+        let entries = table.iter();
+        let entries = entries.flat_map(|(key, value)| keys(&format!("{prefix}{dot}{key}"), value));
+        entries.collect()
+    }
+
+    #[test]
+    fn the_page_lists_every_key_with_its_default_and_whether_it_has_a_flag() {
+        let page = include_str!("../../../docs/configuration.md");
+        let all = keys("", &serde_json::to_value(Config::default()).unwrap());
+        let flags = <Flags as clap::Args>::augment_args(clap::Command::new("flags"));
+        let has_flag = |key: &str| flags.get_arguments().any(|flag| flag.get_id() == key);
+        for (key, value) in &all {
+            let default = if value.is_null() {
+                "none".to_owned()
+            } else {
+                format!("`{value}`")
+            };
+            let flag = if has_flag(key) { " yes" } else { "" };
+            let row = format!("\n| `{key}` | {default} |{flag} | ");
+            assert!(page.contains(&row), "no row {row:?}");
+        }
+        assert_eq!(page.matches("\n| `").count(), all.len(), "and no other");
     }
 
     #[test]
