@@ -290,7 +290,8 @@ mod tests {
 
     #[test]
     fn only_the_active_version_counts_as_deployed() {
-        let versions = json!([{ "version": 1, "digest": "old" }, { "version": 2, "digest": "new" }]);
+        let versions =
+            json!([{ "version": 1, "digest": "old" }, { "version": 2, "digest": "new" }]);
         let listed = json!({ "workflows": [
             { "name": "extract", "active": 2, "versions": versions },
             { "name": "idle", "active": null, "versions": versions },

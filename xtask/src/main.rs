@@ -7,6 +7,7 @@ mod demo;
 mod guests;
 mod models;
 mod paths;
+mod python;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -61,6 +62,7 @@ fn main() -> Result<()> {
 /// the binary because the cross-crate tests start it.
 fn test(arguments: &[String]) -> Result<()> {
     models::fetch_all()?;
+    let python = python::with_clients()?;
     guests::run(&guests::Options::default())?;
     build()?;
     run(cargo()
@@ -68,6 +70,7 @@ fn test(arguments: &[String]) -> Result<()> {
         .args(arguments)
         .env("REALM_MODELS", models::directory()?)
         .env("REALM_GUESTS", paths::guests())
+        .env("REALM_PYTHON", python)
         .env("REALM_BIN", paths::binary()))
 }
 
