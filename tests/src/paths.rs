@@ -59,13 +59,17 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join(".cache/realm"))
 }
 
+/// The folder of model files: `REALM_MODELS`, else in the cache.
+pub fn models() -> Result<PathBuf> {
+    match std::env::var_os("REALM_MODELS").filter(|dir| !dir.is_empty()) {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => Ok(cache_dir()?.join("models")),
+    }
+}
+
 /// A model file by name, from `REALM_MODELS` or the cache.
 pub fn model(file: &str) -> Result<PathBuf> {
-    let dir = match std::env::var_os("REALM_MODELS").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => cache_dir()?.join("models"),
-    };
-    let path = dir.join(file);
+    let path = models()?.join(file);
     ensure!(
         path.is_file(),
         "no model at {}; fetch it with `cargo xtask models`",
