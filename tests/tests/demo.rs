@@ -21,12 +21,15 @@ fn demo(data: &std::path::Path) -> Result<Command> {
     Ok(command)
 }
 
+/// The decision that is closest in its answer has a margin of 1.3 in log-probability: no rounding changes it.
+const QUESTION: &str = "Name the capital of France in one sentence.";
+
 #[test]
 fn the_demo_answers_from_the_model_also_on_the_data_of_an_earlier_one() -> Result<()> {
     let data = tempfile::tempdir()?;
     for _ in 0..2 {
         let output = demo(data.path())?
-            .args(["--once", "What is the capital of France?"])
+            .args(["--once", QUESTION])
             .output()
             .context("`cargo xtask test` builds xtask")?;
         let (said, errors) = (
