@@ -15,8 +15,9 @@ pub fn repository() -> PathBuf {
         .expect("tests/ lies inside the workspace")
 }
 
-/// `<target>/<profile>`, the folder this test's own executable was built into, so that the tests run the `realm` of the
-/// same build whatever `CARGO_TARGET_DIR` says.
+/// `<target>/<profile>`, the folder this test's own executable was built into, wherever the target folder is. The `realm`
+/// beside it is only as new as the last build of that binary: `cargo test -p realm-tests` does not build it, `cargo xtask
+/// test -p realm-tests` does.
 pub fn profile_dir() -> Result<PathBuf> {
     let own = std::env::current_exe().context("the test's own path")?;
     let deps = own.parent().context("a test executable lies in a folder")?;
@@ -58,13 +59,17 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join(".cache/realm"))
 }
 
+/// The folder of model files: `REALM_MODELS`, else in the cache.
+pub fn models() -> Result<PathBuf> {
+    match std::env::var_os("REALM_MODELS").filter(|dir| !dir.is_empty()) {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => Ok(cache_dir()?.join("models")),
+    }
+}
+
 /// A model file by name, from `REALM_MODELS` or the cache.
 pub fn model(file: &str) -> Result<PathBuf> {
-    let dir = match std::env::var_os("REALM_MODELS") {
-        Some(dir) => PathBuf::from(dir),
-        None => cache_dir()?.join("models"),
-    };
-    let path = dir.join(file);
+    let path = models()?.join(file);
     ensure!(
         path.is_file(),
         "no model at {}; fetch it with `cargo xtask models`",
@@ -95,7 +100,7 @@ pub fn prebuilt(name: &str) -> Result<Vec<u8>> {
         .join(format!("{name}.wasm"));
     std::fs::read(&path).with_context(|| {
         format!(
-            "no component at {}; build it with `cargo xtask guests`",
+            "no component at {}; build it with `cargo xtask guests --update`",
             path.display()
         )
     })

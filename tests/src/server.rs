@@ -4,12 +4,13 @@ use crate::http::{Http, Reply};
 use crate::metrics::Metrics;
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -17,8 +18,16 @@ use tempfile::TempDir;
 pub const MODEL: &str = "smollm2";
 /// The operator's token of every server a test starts.
 pub const ADMIN_TOKEN: &str = "operator-of-the-tests-0123456789abcdef";
-/// Loading the small model takes a second or two; a minute means that it hangs.
-const READY_WAIT: Duration = Duration::from_secs(60);
+/// Loading the small model takes a second or two; two minutes mean that it hangs, on however busy a machine.
+const READY_WAIT: Duration = Duration::from_secs(120);
+/// What [`Server::until`] waits for takes milliseconds; a minute means that it never comes.
+const UNTIL_WAIT: Duration = Duration::from_secs(60);
+/// Lines of the server's log that an error shows.
+const LOG_TAIL_LINES: usize = 30;
+
+/// One server of a test executable at a time. Each computes on all processors, so two would slow each other down by an
+/// amount that no test about time could allow for.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A server process. Dropping it kills the process and removes its data folder, unless a [`DataDir`] is shared.
 pub struct Server {
@@ -26,6 +35,8 @@ pub struct Server {
     url: String,
     admin: Http,
     data: DataDir,
+    /// Given back when the process has ended.
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// A data folder that can outlive a server: the next one starts on what the last one left.
@@ -65,8 +76,18 @@ impl Server {
         Server::start_with(DataDir::new()?, &[])
     }
 
-    /// Starts one on `data` with more flags. Its own log goes to `server.log` in the data folder.
+    /// Starts one with these lines as its settings.
+    pub fn start_configured(settings: &str) -> Result<Server> {
+        let data = DataDir::new()?;
+        let file = data.path().join("test.toml");
+        std::fs::write(&file, settings)?;
+        let file = file.to_str().context("a path in UTF-8")?.to_owned();
+        Server::start_with(data, &["--config", &file])
+    }
+
+    /// Starts one on `data` with more flags, once no other runs. Its own log goes to `server.log` in the data folder.
     pub fn start_with(data: DataDir, flags: &[&str]) -> Result<Server> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let log = File::options()
             .create(true)
             .append(true)
@@ -97,11 +118,8 @@ impl Server {
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                let log =
-                    std::fs::read_to_string(data.path().join("server.log")).unwrap_or_default();
-                return Err(
-                    error.context(format!("realm serve did not get ready; its log:\n{log}"))
-                );
+                let log = log_tail(&data);
+                return Err(error.context(format!("realm serve did not get ready; {log}")));
             }
         };
         let url = |key: &str| {
@@ -115,6 +133,7 @@ impl Server {
             url: url("url")?,
             admin: Http::new(&url("admin_url")?, Some(ADMIN_TOKEN)),
             data,
+            turn: Some(turn),
         })
     }
 
@@ -209,9 +228,9 @@ impl Server {
         Metrics::parse(&reply.text)
     }
 
-    /// Scrapes until `holds` does; an error that says `what` after ten seconds.
+    /// Scrapes until `holds` does; an error that says `what`, with the end of the server's log, after a minute.
     pub fn until(&self, what: &str, mut holds: impl FnMut(&Metrics) -> bool) -> Result<Metrics> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + UNTIL_WAIT;
         loop {
             let metrics = self.metrics()?;
             if holds(&metrics) {
@@ -219,10 +238,11 @@ impl Server {
             }
             if Instant::now() > deadline {
                 bail!(
-                    "still not so: {what}; held {:?}, running {:?}, waiting {:?}",
+                    "still not so: {what}; held {:?}, running {:?}, waiting {:?}; {}",
                     metrics.sum("realm_kv_blocks_held"),
                     metrics.sum("realm_sequences_running"),
-                    metrics.sum("realm_sequences_waiting")
+                    metrics.sum("realm_sequences_waiting"),
+                    log_tail(&self.data)
                 );
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -248,20 +268,17 @@ impl Server {
         Ok(())
     }
 
-    /// Sends `signal` (as `TERM`) to the process.
-    pub fn signal(&self, signal: &str) -> Result<()> {
-        let status = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.child.id().to_string())
-            .status()?;
-        ensure!(status.success(), "kill -{signal} failed");
-        Ok(())
+    /// Sends `signal` to the process.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let process = Pid::from_child(&self.child);
+        kill_process(process, signal).with_context(|| format!("sending {signal:?}"))
     }
 
-    /// `kill -9`, then waits for the end of the process.
+    /// `kill -9`, then waits for the end of the process; another server can start then.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        self.turn = None;
         Ok(())
     }
 
@@ -291,24 +308,32 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log =
-                std::fs::read_to_string(self.data.path().join("server.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("the end of the server's log:");
-            tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+            eprintln!("{}", log_tail(&self.data));
         }
     }
+}
+
+fn log_tail(data: &DataDir) -> String {
+    let log = std::fs::read_to_string(data.path().join("server.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    format!("the end of the server's log:\n  {}", tail.join("\n  "))
 }
 
 /// `realm` without the settings of whoever runs the tests: `REALM_…` in the environment would be configuration.
 pub fn command() -> Result<Command> {
     let mut command = Command::new(paths::binary()?);
+    without_settings(&mut command);
+    Ok(command)
+}
+
+/// Takes every `REALM_…` variable from a command's environment.
+pub fn without_settings(command: &mut Command) {
     for (name, _) in
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REALM_"))
     {
         command.env_remove(name);
     }
-    Ok(command)
 }
 
 /// Reads the one JSON line that says that the server is ready. The pipe is then drained by a thread, so that the server

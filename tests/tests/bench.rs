@@ -107,7 +107,7 @@ fn what_cannot_be_measured_is_an_error_that_names_it() -> Result<()> {
     for (arguments, named) in [
         (&["--rows", "65"][..], "65 rows, 64 are the most"),
         (&["--rows", "0"], "the number of rows is 0"),
-        (&["--context", "1000000"], "1000004 tokens"),
+        (&["--context", "1000000"], "1000064 tokens"),
         (&["--context", "0"], "the number of tokens before is 0"),
         (&["--threads", "100000"], "100000"),
         (&["--activations", "int3"], "int3"),

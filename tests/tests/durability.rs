@@ -4,12 +4,13 @@
 use anyhow::{Context, Result, ensure};
 use realm_tests::paths;
 use realm_tests::server::{DataDir, Server, chat_body};
+use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
 const KILLS: u32 = 16;
-/// The kill falls at a random moment of this span after the first upload began.
-const KILL_AFTER_MS_MAX: u64 = 900;
+/// The kill falls at a random moment of the time that so many uploads take here, after the first began.
+const UPLOADS_BEFORE_KILL: u32 = 6;
 const SEED: u64 = 0x5eed_0002;
 const TENANT: &str = "acme";
 
@@ -26,18 +27,24 @@ fn no_acknowledged_upload_is_lost_when_the_process_is_killed() -> Result<()> {
     let data = DataDir::new()?;
     let mut random = Random(SEED);
     let mut acknowledged: Vec<Acknowledged> = Vec::new();
-    let mut active = None; // the version whose activation was acknowledged last
+    let mut active: Active = None; // the version whose activation was acknowledged last
     let mut serial = 0;
 
     let mut server = Server::start_with(data.clone(), &[])?;
     let key = server.tenant(TENANT)?.key;
+    let began = Instant::now();
+    let (first, activated) = upload(&server, &component, &mut serial)?;
+    acknowledged.push(first.context("nobody has killed it yet")?);
+    active = activated.or(active);
+    let span = began.elapsed() * UPLOADS_BEFORE_KILL;
     for round in 0..KILLS {
-        let kill_at = Instant::now() + Duration::from_millis(random.below(KILL_AFTER_MS_MAX));
+        let after = random.below(u64::try_from(span.as_micros())?);
+        let kill_at = Instant::now() + Duration::from_micros(after);
         std::thread::scope(|scope| -> Result<()> {
-            let uploads = scope.spawn(|| upload_until_refused(&server, &component, &mut serial));
+            let uploads = scope.spawn(|| upload_until_gone(&server, &component, &mut serial));
             std::thread::sleep(kill_at.saturating_duration_since(Instant::now()));
-            server.signal("KILL")?;
-            let (said_yes, activated) = uploads.join().expect("no panic while uploading");
+            server.signal(Signal::KILL)?;
+            let (said_yes, activated) = uploads.join().expect("no panic while uploading")?;
             acknowledged.extend(said_yes);
             active = activated.or(active.take());
             Ok(())
@@ -76,40 +83,56 @@ fn no_acknowledged_upload_is_lost_when_the_process_is_killed() -> Result<()> {
     call_every_version(&server, &key, &acknowledged)
 }
 
+/// A workflow and the version of it whose activation was acknowledged.
+type Active = Option<(String, u64)>;
+
 /// Uploads and activates new versions one after the other until the server is gone.
-fn upload_until_refused(
+fn upload_until_gone(
     server: &Server,
     component: &[u8],
     serial: &mut u32,
-) -> (Vec<Acknowledged>, Option<(String, u64)>) {
+) -> Result<(Vec<Acknowledged>, Active)> {
     let (mut said_yes, mut active) = (Vec::new(), None);
     loop {
-        *serial += 1;
-        let workflow = format!("flow-{}", *serial % 3);
-        let wasm = with_custom_section(component, &serial.to_le_bytes());
-        let Ok(Ok(made)) = server
-            .upload(TENANT, &workflow, &wasm)
-            .map(|reply| reply.ok())
-        else {
-            return (said_yes, active);
+        let (uploaded, activated) = upload(server, component, serial)?;
+        active = activated.or(active);
+        let Some(uploaded) = uploaded else {
+            return Ok((said_yes, active));
         };
-        let version = made["version"]
-            .as_u64()
-            .expect("an acknowledgement names its version");
-        said_yes.push(Acknowledged {
-            workflow: workflow.clone(),
-            version,
-            digest: hex(&wasm),
-        });
-        let path = format!("/admin/v1/tenants/{TENANT}/workflows/{workflow}/activate");
-        if let Ok(reply) = server
-            .admin()
-            .post(&path, &serde_json::json!({"version": version}))
-            && reply.status < 300
-        {
-            active = Some((workflow, version));
-        }
+        said_yes.push(uploaded);
     }
+}
+
+/// Uploads and activates one new version. Nothing is what a server that is gone says; what it refuses is an error.
+fn upload(
+    server: &Server,
+    component: &[u8],
+    serial: &mut u32,
+) -> Result<(Option<Acknowledged>, Active)> {
+    *serial += 1;
+    let workflow = format!("flow-{}", *serial % 3);
+    let wasm = with_custom_section(component, &serial.to_le_bytes());
+    let Ok(reply) = server.upload(TENANT, &workflow, &wasm) else {
+        return Ok((None, None));
+    };
+    let made = reply.ok().context("a live server takes the upload")?;
+    let version = made["version"]
+        .as_u64()
+        .context("an acknowledgement names its version")?;
+    let acknowledged = Acknowledged {
+        workflow: workflow.clone(),
+        version,
+        digest: hex(&wasm),
+    };
+    let path = format!("/admin/v1/tenants/{TENANT}/workflows/{workflow}/activate");
+    let Ok(reply) = server
+        .admin()
+        .post(&path, &serde_json::json!({"version": version}))
+    else {
+        return Ok((Some(acknowledged), None));
+    };
+    reply.ok().context("a live server activates it")?;
+    Ok((Some(acknowledged), Some((workflow, version))))
 }
 
 /// Every acknowledged version is listed with its digest, and its bytes on the disk have that digest.

@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use realm_tests::paths;
-use realm_tests::server::{DataDir, MODEL, Server, Tenant, chat_body};
+use realm_tests::server::{MODEL, Server, Tenant, chat_body};
 use realm_tests::socket::Socket;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -80,16 +81,18 @@ fn a_client_that_hangs_up_before_a_whole_answer_frees_its_blocks() -> Result<()>
         metrics.sum("realm_sequences_running") == Some(1.0)
     })?;
     drop(connection);
-    server.until_idle()
+    server.until_idle()?;
+    let tokens = server.metrics()?.sum("realm_tokens_completion_total");
+    ensure!(
+        tokens.unwrap_or(0.0) < 1500.0,
+        "it was cancelled and not finished: {tokens:?}"
+    );
+    Ok(())
 }
 
 /// A server that waits half a second for a client that takes nothing.
 fn impatient() -> Result<Server> {
-    let data = DataDir::new()?;
-    let config = data.path().join("impatient.toml");
-    std::fs::write(&config, "write_ms_max = 500\n")?;
-    let config = config.to_str().context("a path in UTF-8")?.to_owned();
-    Server::start_with(data, &["--config", &config])
+    Server::start_configured("write_ms_max = 500\n")
 }
 
 /// A connection that buffers next to nothing at its end, so that what is not read soon stops the writer.
@@ -153,13 +156,13 @@ fn a_server_told_to_stop_finishes_the_stream_in_flight_and_exits_with_zero() -> 
     body["stream"] = json!(true);
     let mut stream = tenant.http.stream("/v1/chat/completions", &body)?;
     let first = stream.next().context("the stream begins")??;
-    server.signal("TERM")?;
+    server.signal(Signal::TERM)?;
     let text = realm_tests::http::delta_text(&first)? + &stream.text()?;
     assert_eq!(
         whole["choices"][0]["message"]["content"], text,
         "the stream in flight is drained"
     );
-    let status = server.wait(Duration::from_secs(20))?;
+    let status = server.wait(Duration::from_secs(60))?;
     ensure!(status.code() == Some(0), "the server ended with {status}");
     assert!(
         tenant.http.get("/health").is_err(),

@@ -4,25 +4,24 @@
 
 use anyhow::{Context, Result};
 use realm_tests::paths;
-use realm_tests::server::{DataDir, MODEL, Server, Tenant, chat_body};
+use realm_tests::server::{MODEL, Server, Tenant, chat_body};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Small budgets, so that the tests are short. The wall limit also holds for the neighbour.
-const LIMITS: &str = "[limits]\ncpu_ms_max = 400\nwall_ms_max = 8000\nmemory_mib_max = 128\n";
-/// The neighbour's longest wait between two pieces of its stream. Far above a step, far below any budget.
-const GAP_MAX: Duration = Duration::from_secs(2);
+/// Small budgets, so that the tests are short. The wall is far off: it also holds for the neighbour, and no guest here
+/// should get that far on however busy a machine.
+const LIMITS: &str = "[limits]\ncpu_ms_max = 400\nwall_ms_max = 60000\nmemory_mib_max = 128\n";
+/// The neighbour's longest wait between two pieces of its stream. Far above a step, far below the wall.
+const GAP_MAX: Duration = Duration::from_secs(5);
+/// Until a guest has its error: its processor time on a busy machine, and still well before the wall.
+const ERROR_MAX: Duration = Duration::from_secs(30);
 
 /// What each guest's caller is told: status and code. More than one where the guest can meet two limits first.
 const GUESTS: &[(&str, u16, &[&str])] = &[
     ("loop_forever", 422, &["cpu_budget_exceeded"]),
     ("hostcall_flood", 422, &["cpu_budget_exceeded"]),
     ("log_flood", 422, &["cpu_budget_exceeded"]),
-    (
-        "never_read",
-        422,
-        &["cpu_budget_exceeded", "deadline_exceeded"],
-    ),
+    ("never_read", 422, &["cpu_budget_exceeded"]),
     (
         "write_forever",
         422,
@@ -38,11 +37,7 @@ const GUESTS: &[(&str, u16, &[&str])] = &[
 ];
 
 fn server() -> Result<(Server, Tenant, Tenant)> {
-    let data = DataDir::new()?;
-    let config = data.path().join("limits.toml");
-    std::fs::write(&config, LIMITS)?;
-    let config = config.to_str().context("a plain path")?.to_owned();
-    let server = Server::start_with(data, &["--config", &config])?;
+    let server = Server::start_configured(LIMITS)?;
     let (attacker, neighbour) = (server.tenant("attacker")?, server.tenant("neighbour")?);
     Ok((server, attacker, neighbour))
 }
@@ -99,10 +94,7 @@ fn a_hostile_guest_gets_its_typed_error_and_its_neighbour_notices_nothing() -> R
             "{guest}: {}",
             reply.text
         );
-        assert!(
-            elapsed < Duration::from_secs(10),
-            "{guest} took {elapsed:?}"
-        );
+        assert!(elapsed < ERROR_MAX, "{guest} took {elapsed:?}");
         let (text, gap) = beside.with_context(|| format!("beside {guest}"))?;
         assert_eq!(text, undisturbed, "beside {guest}");
         assert!(gap < GAP_MAX, "beside {guest} the neighbour waited {gap:?}");
@@ -187,6 +179,9 @@ fn what_cannot_be_a_workflow_is_refused_at_upload_and_says_why() -> Result<()> {
         ("text", b"no wasm at all".to_vec(), "component"),
         ("empty", Vec::new(), "component"),
     ];
+    let artifacts = server.data().path().join("artifacts");
+    let kept = || -> Result<usize> { Ok(std::fs::read_dir(&artifacts)?.count()) };
+    let before = kept()?;
     for (name, wasm, why) in cases {
         let reply = server.upload("attacker", "refused", &wasm)?;
         assert!(
@@ -201,6 +196,7 @@ fn what_cannot_be_a_workflow_is_refused_at_upload_and_says_why() -> Result<()> {
             reply.text
         );
     }
+    assert_eq!(kept()?, before, "what was compiled of them is not kept");
     let listed = server
         .admin()
         .get("/admin/v1/tenants/attacker/workflows")?

@@ -165,10 +165,9 @@ fn deploy(ready: &Ready) -> Result<()> {
         .call()?
         .body_mut()
         .read_json()?;
-    let listed = listed.to_string();
     for (workflow, file) in WORKFLOWS {
         let path = folder.join(file);
-        if listed.contains(&models::sha256(&path)?) {
+        if active_digest(&listed, workflow) == Some(models::sha256(&path)?.as_str()) {
             continue;
         }
         let component =
@@ -184,6 +183,16 @@ fn deploy(ready: &Ready) -> Result<()> {
             .send_json(json!({ "version": version["version"] }))?;
     }
     Ok(())
+}
+
+/// The digest of a workflow's active version, as the admin plane lists it.
+fn active_digest<'a>(listed: &'a Value, workflow: &str) -> Option<&'a str> {
+    let named = |list: &'a Value, key: &str, value: &Value| {
+        list.as_array()?.iter().find(|entry| entry[key] == *value)
+    };
+    let workflow = named(&listed["workflows"], "name", &workflow.into())?;
+    let active = named(&workflow["versions"], "version", &workflow["active"])?;
+    active["digest"].as_str()
 }
 
 /// Asks `question` as any client would, and prints the answer as it is generated.
@@ -273,4 +282,22 @@ fn wait(server: &mut Server) -> Result<()> {
         bail!("the server ended with {status}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_active_version_counts_as_deployed() {
+        let versions =
+            json!([{ "version": 1, "digest": "old" }, { "version": 2, "digest": "new" }]);
+        let listed = json!({ "workflows": [
+            { "name": "extract", "active": 2, "versions": versions },
+            { "name": "idle", "active": null, "versions": versions },
+        ]});
+        assert_eq!(active_digest(&listed, "extract"), Some("new"));
+        assert_eq!(active_digest(&listed, "idle"), None);
+        assert_eq!(active_digest(&listed, "missing"), None);
+    }
 }

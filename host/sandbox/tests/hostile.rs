@@ -58,7 +58,7 @@ async fn check(name: &str, limits: Limits, expected: CallError) {
 async fn a_loop_ends_with_its_processor_budget() {
     let began = Instant::now();
     check("loop_forever", limits(), CallError::CpuBudget { ms: 200 }).await;
-    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(began.elapsed() < Duration::from_millis(limits().wall_ms_max));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,7 +263,7 @@ async fn hanging_up_frees_everything() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(invocation);
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(30);
         while tenant.memory.bytes() > 0 {
             assert!(Instant::now() < until, "{name} still holds its memory");
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -6,6 +6,7 @@ mod workflows;
 
 use crate::auth::{bearer, same_secret};
 use crate::error::{ApiError, ApiResult};
+use crate::ingress::no_method;
 use crate::state::App;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
@@ -64,6 +65,7 @@ pub fn router(app: Arc<App>) -> Router {
                 request.uri().path()
             ))
         })
+        .method_not_allowed_fallback(no_method)
         .with_state(app)
 }
 

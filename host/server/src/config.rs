@@ -1,17 +1,18 @@
 //! Settings: defaults, then a TOML file, then `REALM_…` variables, then flags; the later one wins.
 //!
 //! A key is the same word everywhere: `kv_memory_mib` in the file, `REALM_KV_MEMORY_MIB`, `--kv-memory-mib`; inside a
-//! table it is `limits.cpu_ms_max` and `REALM_LIMITS__CPU_MS_MAX`. An unknown key is refused by its name.
+//! table it is `limits.cpu_ms_max` and `REALM_LIMITS__CPU_MS_MAX`. Every key has a variable, those of [`Flags`] also have a
+//! flag. An unknown key is refused by its name. `docs/configuration.md` lists them all, and a test holds it to that.
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
-use realm_sandbox::Limits;
+use realm_sandbox::{COMPONENT_BYTES_MAX, Limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Variables with our prefix that are not settings of the server: they belong to clients, tests and this loader.
-const NOT_SETTINGS: [&str; 8] = [
+const NOT_SETTINGS: [&str; 9] = [
     "config",
     "log",
     "url",
@@ -19,8 +20,12 @@ const NOT_SETTINGS: [&str; 8] = [
     "admin_url",
     "models",
     "guests",
+    "python",
     "bin",
 ];
+
+/// The largest component the sandbox looks at; an upload can be limited to less.
+const UPLOAD_MIB_MAX: u64 = (COMPONENT_BYTES_MAX >> 20) as u64;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +65,10 @@ pub struct Config {
     pub write_ms_max: u64,
     /// How long requests in flight may go on after the server was told to stop.
     pub drain_ms: u64,
+    /// Connections at once, on each of the two addresses.
+    pub connections_max: u32,
+    /// Connections to `/ws` of one tenant at once.
+    pub tenant_sockets_max: u32,
     /// Components that may run at once, over all tenants.
     pub instances_max: u32,
     /// Requests of one tenant at once, unless the tenant has its own number.
@@ -156,12 +165,14 @@ impl Default for Config {
             admin_token: None,
             write_ms_max: 30_000,
             drain_ms: 30_000,
+            connections_max: 512,
+            tenant_sockets_max: 128,
             instances_max: 128,
             tenant_requests_max: 64,
             tenant_memory_mib: 1024,
             compile_memory_mib: 4096,
             compile_ms_max: 60_000,
-            upload_mib_max: 32,
+            upload_mib_max: UPLOAD_MIB_MAX,
             limits: CallLimits::default(),
         }
     }
@@ -289,6 +300,8 @@ impl Config {
             ("sequences_running_max", self.sequences_running_max.into()),
             ("queue_max", self.queue_max as u64),
             ("write_ms_max", self.write_ms_max),
+            ("connections_max", self.connections_max.into()),
+            ("tenant_sockets_max", self.tenant_sockets_max.into()),
             ("instances_max", self.instances_max.into()),
             ("tenant_requests_max", self.tenant_requests_max.into()),
             ("tenant_memory_mib", self.tenant_memory_mib),
@@ -304,6 +317,15 @@ impl Config {
             return Err(ConfigError::Value {
                 key,
                 wanted: "at least 1",
+            });
+        }
+        if self.upload_mib_max > UPLOAD_MIB_MAX {
+            return Err(ConfigError::Value {
+                key: "upload_mib_max",
+                wanted: const {
+                    assert!(UPLOAD_MIB_MAX == 16);
+                    "at most 16, the size of the largest component there can be"
+                },
             });
         }
         if self
@@ -439,6 +461,8 @@ mod tests {
                 ("[limits]\nmemory_mib_mx = 4", "memory_mib_mx"),
                 ("[limits]\ncpu_ms_max = 0", "cpu_ms_max"),
                 ("admin_token = \"short\"", "admin_token"),
+                ("upload_mib_max = 17", "upload_mib_max"),
+                ("connections_max = 0", "connections_max"),
             ] {
                 jail.create_file("realm.toml", text)?;
                 let error = load(&Flags::default()).unwrap_err();
@@ -451,6 +475,36 @@ mod tests {
             assert!(load(&Flags::default()).unwrap_err().contains("modle"));
             Ok(())
         });
+    }
+
+    /// Every key with its value, those of tables as `table.key`.
+    fn keys(prefix: &str, value: &serde_json::Value) -> Vec<(String, serde_json::Value)> {
+        let Some(table) = value.as_object() else {
+            return vec![(prefix.to_owned(), value.clone())];
+        };
+        let dot = if prefix.is_empty() { "" } else { "." };
+        let entries = table.iter();
+        let entries = entries.flat_map(|(key, value)| keys(&format!("{prefix}{dot}{key}"), value));
+        entries.collect()
+    }
+
+    #[test]
+    fn the_page_lists_every_key_with_its_default_and_whether_it_has_a_flag() {
+        let page = include_str!("../../../docs/configuration.md");
+        let all = keys("", &serde_json::to_value(Config::default()).unwrap());
+        let flags = <Flags as clap::Args>::augment_args(clap::Command::new("flags"));
+        let has_flag = |key: &str| flags.get_arguments().any(|flag| flag.get_id() == key);
+        for (key, value) in &all {
+            let default = if value.is_null() {
+                "none".to_owned()
+            } else {
+                format!("`{value}`")
+            };
+            let flag = if has_flag(key) { " yes" } else { "" };
+            let row = format!("\n| `{key}` | {default} |{flag} | ");
+            assert!(page.contains(&row), "no row {row:?}");
+        }
+        assert_eq!(page.matches("\n| `").count(), all.len(), "and no other");
     }
 
     #[test]

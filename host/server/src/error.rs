@@ -124,6 +124,31 @@ impl ApiError {
         }
     }
 
+    /// The server's own limit of connections.
+    pub fn too_many_connections(limit: u32) -> ApiError {
+        let error = ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded_error",
+            "too_many_connections",
+            format!("{limit} connections are open already, which is the server's limit"),
+        );
+        ApiError {
+            retry_after_ms: Some(1000),
+            ..error
+        }
+    }
+
+    /// The tenant's own limit of connections to `/ws`.
+    pub fn too_many_sockets(limit: u32) -> ApiError {
+        ApiError {
+            code: "too_many_sockets".into(),
+            message: format!(
+                "{limit} connections to /ws are open already, which is a tenant's limit"
+            ),
+            ..ApiError::too_many_requests(0)
+        }
+    }
+
     /// The body is larger than is read.
     pub fn too_large(bytes_max: usize) -> ApiError {
         let message = format!("the body is larger than {bytes_max} bytes");

@@ -176,7 +176,8 @@ async fn no_route(request: Request) -> ApiError {
     ))
 }
 
-async fn no_method(request: Request) -> ApiError {
+/// The 405 of either plane.
+pub async fn no_method(request: Request) -> ApiError {
     let message = format!(
         "{} does not take {}",
         request.uri().path(),

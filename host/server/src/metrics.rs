@@ -1,10 +1,11 @@
 //! Every metric there is. Names and labels are a contract with dashboards: they are changed here and nowhere else.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use realm_engine::{Client, Observer, StepReport};
+use std::sync::{Mutex, PoisonError};
 
 /// From a fast step to a slow answer, in seconds.
 const SECONDS: &[f64] = &[
@@ -40,13 +41,15 @@ pub struct Metrics {
     batch_rows: Histogram,
     step_seconds: Histogram,
     sampled: Vec<(IntGauge, Sample)>,
+    /// Locked for as long as a scrape moves them on.
+    totals: Mutex<Vec<(IntCounter, Sample)>>,
 }
 
 /// One number of an engine's statistics.
 type Sample = fn(&realm_engine::Stats) -> u64;
 
-/// Read from the engines at every scrape.
-const SAMPLED: [(&str, &str, Sample); 9] = [
+/// Gauges, read from the engines at every scrape.
+const SAMPLED: [(&str, &str, Sample); 7] = [
     (
         "realm_queue_depth",
         "Commands that wait for the engine.",
@@ -78,12 +81,16 @@ const SAMPLED: [(&str, &str, Sample); 9] = [
         "KV blocks held by the prefix cache only.",
         |stats| stats.blocks_cached,
     ),
-    ("realm_steps", "Forward passes so far.", |stats| {
+];
+
+/// Counters, read in the same way: the engines count, and they live as long as the server.
+const TOTALS: [(&str, &str, Sample); 2] = [
+    ("realm_steps_total", "Forward passes.", |stats| {
         stats.steps_total
     }),
     (
-        "realm_preemptions",
-        "Sequences that lost their blocks with work to do, so far.",
+        "realm_preemptions_total",
+        "Sequences that lost their blocks with work to do.",
         |stats| stats.preemptions_total,
     ),
 ];
@@ -122,6 +129,12 @@ impl Metrics {
             let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone()))?;
             sampled.push((gauge, sample));
+        }
+        let mut totals = Vec::new();
+        for (name, help, sample) in TOTALS {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            totals.push((counter, sample));
         }
         Ok(Metrics {
             requests: counter(
@@ -168,6 +181,7 @@ impl Metrics {
             batch_rows: histogram("realm_batch_rows", "Tokens of one step.", ROWS)?,
             step_seconds: histogram("realm_step_seconds", "Time of one step.", SECONDS)?,
             sampled,
+            totals: Mutex::new(totals),
             registry,
         })
     }
@@ -182,6 +196,13 @@ impl Metrics {
             let sum: u64 = stats.iter().map(sample).sum();
             gauge.set(i64::try_from(sum).unwrap_or(i64::MAX));
         }
+        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        for (counter, sample) in totals.iter() {
+            let sum: u64 = stats.iter().map(sample).sum();
+            // Another scrape may have read later and come first.
+            counter.inc_by(sum.saturating_sub(counter.get()));
+        }
+        drop(totals);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
@@ -198,11 +219,37 @@ impl Observer for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prometheus::core::Collector;
 
     #[test]
     fn every_name_is_allowed_and_there_only_once() {
         let text = Metrics::new().unwrap().scrape(&[]).unwrap();
         assert!(text.contains("realm_kv_blocks_held 0"));
         assert!(text.contains("realm_step_seconds_count 0"));
+        assert!(text.contains("# TYPE realm_steps_total counter"));
+    }
+
+    #[test]
+    fn the_page_lists_every_metric() {
+        let page = include_str!("../../../docs/metrics.md");
+        let metrics = Metrics::new().unwrap();
+        // A labelled metric is not gathered before it has a label, but it describes itself.
+        let labelled: [&dyn Collector; 9] = [
+            &metrics.requests,
+            &metrics.request_seconds,
+            &metrics.in_flight,
+            &metrics.tokens_prompt,
+            &metrics.tokens_completion,
+            &metrics.first_token_seconds,
+            &metrics.inter_token_seconds,
+            &metrics.guest_errors,
+            &metrics.uploads,
+        ];
+        let labelled = labelled.map(|metric| metric.desc()[0].fq_name.clone());
+        let plain = metrics.registry.gather();
+        let plain = plain.iter().map(|family| family.name().to_owned());
+        for name in plain.chain(labelled) {
+            assert!(page.contains(&format!("| `{name}` |")), "{name}");
+        }
     }
 }

@@ -4,19 +4,16 @@
 
 use crate::auth::{NewKey, random, random_hex};
 use crate::config::{Config, model_name_of};
+use crate::connections::accept;
 use crate::hooks::TenantLogs;
 use crate::metrics::Metrics;
 use crate::registry::blobs::replace_file;
 use crate::registry::catalog::now_ms;
 use crate::registry::{CatalogError, Registry};
-use crate::state::{App, BaseModel, Open, Parts};
+use crate::state::{App, BaseModel, Parts};
 use crate::workflows::Workflows;
 use crate::{admin, ingress};
 use anyhow::{Context, Result, bail};
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Observer};
 use realm_sandbox::{Compiler, Hooks, Sandbox, SandboxConfig};
 use serde_json::json;
@@ -24,14 +21,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio_io_timeout::TimeoutStream;
 
-/// The headers of a request must arrive within this time, counted from the answer before it: longer than common clients
-/// keep an idle connection, so that a request does not meet a connection that is just being closed.
-const HEADER_WAIT: Duration = Duration::from_secs(30);
 /// The label of the key that `--bootstrap-tenant` makes.
 const BOOTSTRAP_LABEL: &str = "bootstrap";
 
@@ -298,52 +291,6 @@ async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{key}: cannot listen on {address}"))
-}
-
-/// Accepts until it is aborted. While the server stops it goes on, so that `/ready` can say so: new requests are
-/// refused then, and their connections are not waited for.
-async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let open = (!app.is_stopping()).then(|| Open::new(&app));
-                tokio::spawn(connection(Arc::clone(&app), stream, router.clone(), open));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: they come back when connections end.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn connection(app: Arc<App>, stream: TcpStream, router: Router, open: Option<Open>) {
-    // Tokens go out one by one; waiting for more to send would only delay them.
-    let _ = stream.set_nodelay(true);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
-        .keep_alive(open.is_some());
-    let service = TowerToHyperService::new(router);
-    // A client that takes nothing is hung up on like one that left: what it has open would be held for ever.
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(Duration::from_millis(app.config.write_ms_max)));
-    let connection = builder
-        .serve_connection(TokioIo::new(Box::pin(stream)), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = app.until_stopping(), if open.is_some() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
-    }
 }
 
 /// Notified by SIGINT, by SIGTERM, and by the end of standard input where that is asked for.

@@ -73,12 +73,14 @@ pub struct TenantEntry {
     /// Requests it may have at once.
     pub requests_max: usize,
     permits: Arc<Semaphore>,
+    sockets: Arc<Semaphore>,
 }
 
 #[derive(Clone)]
 struct Account {
     memory: Arc<TenantMemory>,
     permits: Arc<Semaphore>,
+    sockets: Arc<Semaphore>,
 }
 
 /// Everything `App` is made of.
@@ -167,6 +169,7 @@ impl App {
                 active: active.remove(&row.id).unwrap_or_default(),
                 requests_max,
                 permits: Arc::clone(&account.permits),
+                sockets: Arc::clone(&account.sockets),
                 row,
             };
             (entry.row.id, Arc::new(entry))
@@ -189,6 +192,7 @@ impl App {
                 usize::try_from(bytes).unwrap_or(usize::MAX),
             )),
             permits: Arc::new(Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS))),
+            sockets: Arc::new(Semaphore::new(self.config.tenant_sockets_max as usize)),
         }
     }
 
@@ -266,6 +270,16 @@ impl App {
             _permit: permit,
             in_flight,
         })
+    }
+
+    /// Takes one of the tenant's places for connections to `/ws`, given back when dropped.
+    ///
+    /// # Errors
+    /// The client's 429.
+    pub fn admit_socket(&self, tenant: &TenantEntry) -> ApiResult<OwnedSemaphorePermit> {
+        Arc::clone(&tenant.sockets)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::too_many_sockets(self.config.tenant_sockets_max))
     }
 
     /// Whether the server was told to stop.

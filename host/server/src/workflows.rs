@@ -104,7 +104,8 @@ impl Workflows {
         slot.cell.get_or_try_init(|| load).await.cloned()
     }
 
-    /// Compiles an upload, keeps the artifact, and makes it ready to run.
+    /// Compiles an upload and makes it ready to run. Nothing is on the disk until [`Workflows::keep`]: an upload that is
+    /// refused later leaves nothing there.
     ///
     /// # Errors
     /// What the uploader has to mend, or the host's trouble.
@@ -113,13 +114,22 @@ impl Workflows {
         sandbox: &Sandbox,
         name: &str,
         wasm: Vec<u8>,
-    ) -> ApiResult<Workflow> {
-        let digest = hex(&sha256(&wasm));
-        let artifact = self
-            .compile_and_keep(sandbox, &digest, wasm)
-            .await
-            .map_err(rejected)?;
-        load(sandbox, name, artifact).await
+    ) -> ApiResult<(Workflow, Artifact)> {
+        let artifact = self.artifact(sandbox, wasm).await.map_err(rejected)?;
+        Ok((load(sandbox, name, artifact.clone()).await?, artifact))
+    }
+
+    /// Keeps what was compiled of the component with this digest.
+    pub async fn keep(&self, sandbox: &Sandbox, digest: &str, artifact: Artifact) {
+        let path = self.artifact_path(sandbox, digest);
+        let written =
+            tokio::task::spawn_blocking(move || replace_file(&path, artifact.as_bytes())).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(
+                digest,
+                "an artifact could not be kept; it will be compiled again"
+            );
+        }
     }
 
     fn slot(&self, digest: &str, name: &str) -> Arc<Slot> {
@@ -158,31 +168,16 @@ impl Workflows {
                 ),
             }
         }
-        let artifact = self.compile_and_keep(sandbox, digest, wasm().await?).await;
+        let artifact = self.artifact(sandbox, wasm().await?).await;
         // These bytes were accepted before: that they are refused now is no fault of the caller.
         let artifact = artifact.map_err(|error| ApiError::internal(&chain(&error)))?;
+        self.keep(sandbox, digest, artifact.clone()).await;
         load(sandbox, name, artifact).await
     }
 
-    async fn compile_and_keep(
-        &self,
-        sandbox: &Sandbox,
-        digest: &str,
-        wasm: Vec<u8>,
-    ) -> Result<Artifact, Rejected> {
+    async fn artifact(&self, sandbox: &Sandbox, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
         let _turn = self.compiling.acquire().await;
-        let artifact = sandbox.compile(wasm).await?;
-        let path = self.artifact_path(sandbox, digest);
-        let kept = artifact.clone();
-        let written =
-            tokio::task::spawn_blocking(move || replace_file(&path, kept.as_bytes())).await;
-        if !matches!(written, Ok(Ok(()))) {
-            tracing::warn!(
-                digest,
-                "an artifact could not be kept; it will be compiled again"
-            );
-        }
-        Ok(artifact)
+        sandbox.compile(wasm).await
     }
 
     fn artifact_path(&self, sandbox: &Sandbox, digest: &str) -> PathBuf {

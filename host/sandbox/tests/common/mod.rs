@@ -83,7 +83,7 @@ impl World {
 
     /// Every block is free, within the few steps that freeing may take.
     pub async fn all_free(&self) {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(30);
         loop {
             let stats = self.client.stats();
             if stats.blocks_held == 0 && stats.sequences_running == 0 {
@@ -244,7 +244,7 @@ impl Neighbour {
 
     /// It is still streaming and was never held up for long. Hangs up.
     pub async fn stays_well(self, before: usize) {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(30);
         while self.deltas() < before + 20 {
             assert!(!self.task.is_finished(), "the neighbour's stream ended");
             assert!(
@@ -253,8 +253,9 @@ impl Neighbour {
             );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        // Steps take a millisecond; the rest is for a machine that does other things as well.
         let gap = self.seen.lock().unwrap().1;
-        assert!(gap < Duration::from_secs(1), "the neighbour waited {gap:?}");
+        assert!(gap < Duration::from_secs(3), "the neighbour waited {gap:?}");
         self.task.abort();
         let _ = self.task.await;
     }

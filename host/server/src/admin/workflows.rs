@@ -44,7 +44,7 @@ pub(super) async fn upload(
     Ok((StatusCode::CREATED, Json(version(&row))))
 }
 
-/// Judges, compiles and asks the component before anything is kept; then the blob, then the row.
+/// Judges, compiles and asks the component before anything is kept; then the blob, the row, and what was compiled.
 async fn store(
     app: &Arc<App>,
     tenant: &str,
@@ -53,10 +53,9 @@ async fn store(
 ) -> ApiResult<VersionRow> {
     let row = app.registry.catalog.tenant(tenant).await?;
     check_name("workflow", workflow, &[])?;
-    let bytes_max =
-        usize::try_from(app.config.upload_mib_max.saturating_mul(1 << 20)).unwrap_or(usize::MAX);
+    let bytes_max = usize::try_from(app.config.upload_mib_max << 20).unwrap_or(usize::MAX);
     let wasm = read_body(request.into_body(), bytes_max).await?;
-    let ready = app
+    let (ready, artifact) = app
         .workflows
         .compile(&app.sandbox, workflow, wasm.clone())
         .await?;
@@ -84,15 +83,20 @@ async fn store(
     let description =
         serde_json::to_string(&description).map_err(|error| ApiError::internal(&chain(&error)))?;
     let (changed, workflow) = (Arc::clone(app), workflow.to_owned());
-    app.change(async move {
-        let registry = &changed.registry;
-        let digest = registry.blobs.put(&wasm).await?;
-        Ok(registry
-            .catalog
-            .add_version(row.id, &workflow, &digest, wasm.len() as u64, &description)
-            .await?)
-    })
-    .await
+    let stored = app
+        .change(async move {
+            let registry = &changed.registry;
+            let digest = registry.blobs.put(&wasm).await?;
+            Ok(registry
+                .catalog
+                .add_version(row.id, &workflow, &digest, wasm.len() as u64, &description)
+                .await?)
+        })
+        .await?;
+    app.workflows
+        .keep(&app.sandbox, &stored.digest, artifact)
+        .await;
+    Ok(stored)
 }
 
 /// `GET /admin/v1/tenants/{tenant}/workflows`.

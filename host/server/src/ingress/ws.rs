@@ -8,11 +8,13 @@ mod frame;
 
 use super::BODY_BYTES_MAX;
 use crate::auth::bearer;
+use crate::connections::Place;
 use crate::error::{ApiError, ApiResult};
 use crate::state::{App, Open};
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use frame::Frame;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -21,7 +23,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -41,37 +43,57 @@ const FLUSH_WAIT: Duration = Duration::from_secs(2);
 const CLOSE_UNAUTHORIZED: u16 = 4401;
 /// Closed because the server stops.
 const CLOSE_GOING_AWAY: u16 = 1001;
+/// Closed because the tenant has too many connections already.
+const CLOSE_TRY_AGAIN: u16 = 1013;
 
 /// `GET /ws`.
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
+    Extension(place): Extension<Place>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    let key = bearer(&headers).map(str::to_owned);
     // A wrong key in the header is refused before there is a connection to keep.
-    if let Some(key) = &key
-        && let Err(error) = app.authenticate(Some(key))
-    {
-        return error.into_response();
-    }
+    let owner = match bearer(&headers).map(|key| Owner::of(&app, key)).transpose() {
+        Ok(owner) => owner,
+        Err(error) => return error.into_response(),
+    };
     if app.is_stopping() {
         return ApiError::stopping().into_response();
     }
-    let open = Open::new(&app);
+    let held = (Open::new(&app), place);
     upgrade
         .max_message_size(BODY_BYTES_MAX)
         .max_frame_size(BODY_BYTES_MAX)
-        .on_upgrade(async move |socket| serve(app, socket, key, open).await)
+        .on_upgrade(async move |socket| serve(app, socket, owner, held).await)
 }
 
-async fn serve(app: Arc<App>, socket: WebSocket, key: Option<String>, _open: Open) {
+/// Whose connection it is, and the place it takes among that tenant's.
+struct Owner {
+    key: String,
+    tenant: u32,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Owner {
+    fn of(app: &App, key: &str) -> ApiResult<Owner> {
+        let tenant = app.authenticate(Some(key))?;
+        let place = app.admit_socket(&tenant)?;
+        Ok(Owner {
+            key: key.to_owned(),
+            tenant: tenant.row.id,
+            _place: place,
+        })
+    }
+}
+
+async fn serve(app: Arc<App>, socket: WebSocket, owner: Option<Owner>, _held: (Open, Place)) {
     let (sink, stream) = socket.split();
     let (out, frames) = mpsc::channel(FRAMES_MAX);
     let writer = tokio::spawn(write(sink, frames));
     let mut connection = Connection {
         app,
-        key,
+        owner,
         out,
         stream,
         live: Live::default(),
@@ -162,7 +184,8 @@ impl Live {
 
 struct Connection {
     app: Arc<App>,
-    key: Option<String>,
+    /// Nobody's only until the first frame.
+    owner: Option<Owner>,
     out: mpsc::Sender<Message>,
     stream: SplitStream<WebSocket>,
     live: Live,
@@ -175,7 +198,7 @@ type Close = Option<(u16, &'static str)>;
 
 impl Connection {
     async fn run(&mut self) -> Close {
-        if self.key.is_none()
+        if self.owner.is_none()
             && let Err(close) = self.authenticate().await
         {
             return close;
@@ -232,8 +255,13 @@ impl Connection {
         };
         let Some(text) = first else { return Err(None) };
         match frame::parse(&text) {
-            Ok(Frame::Auth { api_key }) if self.take_key(&api_key).await => Ok(()),
-            Ok(Frame::Auth { .. }) => Err(unauthorized),
+            Ok(Frame::Auth { api_key }) => match self.take_key(&api_key).await {
+                Ok(()) => Ok(()),
+                Err(StatusCode::TOO_MANY_REQUESTS) => {
+                    Err(Some((CLOSE_TRY_AGAIN, "too many connections")))
+                }
+                Err(_) => Err(unauthorized),
+            },
             Ok(Frame::Call { id, .. } | Frame::Cancel { id }) => {
                 self.send(frame::error(&id, &ApiError::unauthorized()))
                     .await;
@@ -247,33 +275,52 @@ impl Connection {
         }
     }
 
-    /// Checks a key, keeps it, and answers.
-    async fn take_key(&mut self, key: &str) -> bool {
-        match self.app.authenticate(Some(key)) {
+    /// Checks a key, keeps it, and answers. A refusal is also answered; its status comes back.
+    async fn take_key(&mut self, key: &str) -> Result<(), StatusCode> {
+        match self.change_owner(key) {
             Ok(tenant) => {
-                self.key = Some(key.to_owned());
-                self.send(json!({"type": "auth_success", "tenant": tenant.row.name}))
+                self.send(json!({"type": "auth_success", "tenant": tenant}))
                     .await;
-                true
+                Ok(())
             }
             Err(error) => {
                 self.send(frame::error(&Value::Null, &error)).await;
-                false
+                Err(error.status)
             }
         }
+    }
+
+    /// The name of the tenant whose connection it is now. Another key of the same tenant takes no further place.
+    fn change_owner(&mut self, key: &str) -> ApiResult<String> {
+        let tenant = self.app.authenticate(Some(key))?;
+        let name = tenant.row.name.clone();
+        match &mut self.owner {
+            Some(owner) if owner.tenant == tenant.row.id => {
+                owner.key = key.to_owned();
+            }
+            owner => *owner = Some(Owner::of(&self.app, key)?),
+        }
+        Ok(name)
     }
 
     async fn receive(&mut self, text: &str) {
         let refused = match frame::parse(text) {
             Ok(Frame::Auth { api_key }) => {
-                self.take_key(&api_key).await;
+                // A refused key changes nothing, and was answered.
+                let _ = self.take_key(&api_key).await;
                 return;
             }
             Ok(Frame::Call {
                 id,
                 function,
                 params,
-            }) => self.start(&id, function, params).err().map(|e| (id, e)),
+            }) => match self.start(&id, function, params) {
+                Ok(()) => None,
+                Err(error) => {
+                    self.count_refused(&error);
+                    Some((id, error))
+                }
+            },
             Ok(Frame::Cancel { id }) => self.live.cancel(&id).err().map(|error| (id, error)),
             Err(wrong) => Some((wrong.id, wrong.error)),
         };
@@ -284,7 +331,8 @@ impl Connection {
 
     fn start(&mut self, id: &Value, function: String, params: Value) -> ApiResult<()> {
         // Looked up for every call: a key can be revoked while a connection is open.
-        let tenant = self.app.authenticate(self.key.as_deref())?;
+        let key = self.owner.as_ref().map(|owner| owner.key.as_str());
+        let tenant = self.app.authenticate(key)?;
         let admission = self.app.admit(&tenant)?;
         let cancelled = self.live.enter(id)?;
         let (app, id, live, out) = (
@@ -307,6 +355,14 @@ impl Connection {
             let _ = out.send(Message::text(last.to_string())).await;
         });
         Ok(())
+    }
+
+    /// Counts a call that was refused before it began, as HTTP counts such requests.
+    fn count_refused(&self, error: &ApiError) {
+        let key = self.owner.as_ref().map(|owner| owner.key.as_str());
+        let tenant = self.app.authenticate(key);
+        let name = tenant.as_ref().map_or("-", |tenant| &tenant.row.name);
+        call::count(&self.app, name, error.status.as_str());
     }
 
     async fn send(&self, frame: Value) {

@@ -15,7 +15,7 @@ pub(crate) const U64: u32 = 10;
 
 pub(crate) const GGML_F32: u32 = 0;
 pub(crate) const GGML_Q4_0: u32 = 2;
-pub(crate) const GGML_IQ2_XXS: u32 = 16;
+pub(crate) const GGML_Q8_K: u32 = 15;
 
 /// A file in parts; every part can be made wrong.
 #[derive(Clone)]

@@ -55,10 +55,7 @@ impl Call {
                 Err(error) => (frame::error(&id, &error), error.status.as_str().to_owned()),
             },
         };
-        app.metrics
-            .requests
-            .with_label_values(&[tenant.row.name.as_str(), ROUTE, &status])
-            .inc();
+        count(&app, &tenant.row.name, &status);
         last
     }
 
@@ -196,6 +193,12 @@ impl Call {
             .await
             .map_err(|_| ApiError::invalid("the client is gone"))
     }
+}
+
+/// Counts a call by the status HTTP would have answered it with.
+pub(super) fn count(app: &App, tenant: &str, status: &str) {
+    let labels = [tenant, ROUTE, status];
+    app.metrics.requests.with_label_values(&labels).inc();
 }
 
 /// Every function this tenant can call, with its parameters.
