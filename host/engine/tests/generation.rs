@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-
+use common::block_on;
 use realm_engine::text::{ChatMessage, Specials};
 use realm_engine::{
     Client, Engine, EngineConfig, Event, Finish, Gguf, Job, ModelOptions, Owner, Policy, Run,
@@ -18,24 +14,6 @@ const OWNER: Owner = Owner {
     weight: 1,
     kv_blocks_max: u32::MAX,
 };
-
-/// Waits on the calling thread.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
 
 fn engine() -> Engine {
     let path = common::model_path("SmolLM2-135M-Instruct.Q4_1.gguf");

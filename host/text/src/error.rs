@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum TextError {
     /// The tokenizer's algorithm is not one of ours.
-    #[error("tokenizer model '{found}' is not supported (supported: gpt2, llama)")]
+    #[error("tokenizer model '{found}' is not supported (supported: gpt2, llama, bert)")]
     UnknownModel {
         /// `tokenizer.ggml.model` of the file.
         found: String,

@@ -1,9 +1,10 @@
-//! The tokenizer of a model: control tokens first, then byte-level BPE or SentencePiece on the text between them.
+//! The tokenizer of a model: control tokens first, then byte-level BPE, SentencePiece or WordPiece on the text between them.
 
 mod byte_level;
 mod sentence_piece;
 mod special;
 mod vocabulary;
+mod word_piece;
 mod words;
 
 use crate::chat_template::{ChatMessage, ChatTemplate};
@@ -12,11 +13,12 @@ use byte_level::ByteLevel;
 use sentence_piece::SentencePiece;
 use special::{Piece, SpecialTokens};
 use vocabulary::Vocabulary;
+use word_piece::WordPiece;
 
 /// What a model file says about its text, in the file's own terms. Nothing here is trusted.
 #[derive(Debug, Clone, Default)]
 pub struct TextSource {
-    /// `gpt2` (byte-level BPE) or `llama` (SentencePiece).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece) or `bert` (WordPiece).
     pub model: String,
     /// How `gpt2` cuts text into words: `smollm`, `llama-bpe`, `qwen2`, ….
     pub pre: Option<String>,
@@ -34,6 +36,8 @@ pub struct TextSource {
     pub eos: Option<u32>,
     /// Ends a turn.
     pub eot: Option<u32>,
+    /// `bert`: ends a text, which is read as a whole.
+    pub sep: Option<u32>,
     /// Stands for what the vocabulary lacks.
     pub unk: Option<u32>,
     /// Fills batches; never generated on purpose.
@@ -57,11 +61,33 @@ pub enum Specials {
     Literal,
 }
 
+/// The kinds of tokenizer there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    ByteLevel,
+    SentencePiece,
+    WordPiece,
+}
+
+impl Family {
+    fn of(model: &str) -> Result<Family, TextError> {
+        match model {
+            "gpt2" => Ok(Family::ByteLevel),
+            "llama" => Ok(Family::SentencePiece),
+            "bert" => Ok(Family::WordPiece),
+            _ => Err(TextError::UnknownModel {
+                found: model.to_owned(),
+            }),
+        }
+    }
+}
+
 /// The algorithm between the special tokens.
 #[derive(Debug)]
 enum Algorithm {
     ByteLevel(Box<ByteLevel>),
     SentencePiece(Box<SentencePiece>),
+    WordPiece(Box<WordPiece>),
 }
 
 /// Everything a model knows about text. Immutable; share it by `Arc`.
@@ -73,6 +99,7 @@ pub struct TextModel {
     template: ChatTemplate,
     bos: Option<u32>,
     add_bos: bool,
+    sep: Option<u32>,
 }
 
 impl TextModel {
@@ -81,16 +108,8 @@ impl TextModel {
     /// # Errors
     /// Names what is wrong with the vocabulary, the merges or the template.
     pub fn new(source: TextSource) -> Result<TextModel, TextError> {
-        let byte_level = match source.model.as_str() {
-            "gpt2" => true,
-            "llama" => false,
-            _ => {
-                return Err(TextError::UnknownModel {
-                    found: source.model,
-                });
-            }
-        };
-        let vocabulary = Vocabulary::new(&source, byte_level)?;
+        let family = Family::of(&source.model)?;
+        let vocabulary = Vocabulary::new(&source, family)?;
         let special = SpecialTokens::new(&source.tokens, &vocabulary)?;
         let text_of = |id: Option<u32>| {
             id.map(|id| source.tokens[id as usize].clone())
@@ -102,12 +121,18 @@ impl TextModel {
             text_of(source.bos),
             text_of(source.eos),
         )?;
-        let add_bos_default = !byte_level || words::rule(source.pre.as_deref())?.add_bos;
+        let add_bos_default = match family {
+            Family::ByteLevel => words::rule(source.pre.as_deref())?.add_bos,
+            Family::SentencePiece | Family::WordPiece => true,
+        };
         let (bos, add_bos) = (source.bos, source.add_bos.unwrap_or(add_bos_default));
-        let algorithm = if byte_level {
-            Algorithm::ByteLevel(Box::new(ByteLevel::new(source)?))
-        } else {
-            Algorithm::SentencePiece(Box::new(SentencePiece::new(source)?))
+        let sep = source.sep.filter(|_| family == Family::WordPiece);
+        let algorithm = match family {
+            Family::ByteLevel => Algorithm::ByteLevel(Box::new(ByteLevel::new(source)?)),
+            Family::SentencePiece => {
+                Algorithm::SentencePiece(Box::new(SentencePiece::new(source)?))
+            }
+            Family::WordPiece => Algorithm::WordPiece(Box::new(WordPiece::new(&source)?)),
         };
         Ok(TextModel {
             vocabulary,
@@ -116,10 +141,12 @@ impl TextModel {
             template,
             bos,
             add_bos,
+            sep,
         })
     }
 
-    /// The tokens of a text, in front of them `bos` if `add_bos` is set and the model wants one.
+    /// The tokens of a text, in front of them `bos` if `add_bos` is set and the model wants one; after them `sep` where a
+    /// model has it.
     pub fn encode(&self, text: &str, specials: Specials, add_bos: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         if add_bos && self.add_bos {
@@ -134,9 +161,13 @@ impl TextModel {
                     Algorithm::SentencePiece(pieces) => {
                         pieces.encode(text, after_special, &mut ids)
                     }
+                    Algorithm::WordPiece(pieces) => pieces.encode(text, &mut ids),
                 },
             }
             after_special = matches!(piece, Piece::Special(_));
+        }
+        if add_bos {
+            ids.extend(self.sep);
         }
         ids
     }

@@ -113,6 +113,7 @@ fn hostile(draw: &mut Draw) -> TextSource {
         bos: draw.id(count),
         eos: draw.id(count),
         eot: draw.id(count),
+        sep: draw.id(count),
         unk: draw.id(count),
         pad: draw.id(count),
         add_bos: draw.one_of(&[None, Some(true), Some(false)]),

@@ -91,16 +91,7 @@ impl Layer {
         let name = |part: &str| format!("blk.{index}.{part}");
         let hidden = shape.hidden;
         let width = shape.heads * shape.head_dim;
-        let kv_width = shape.kv_heads * shape.head_dim;
-        let rows = [width, kv_width, kv_width];
-        let [q, k, v] = match loader.has(&name("attn_qkv.weight")) {
-            true => Linear::load_fused(loader, &name("attn_qkv"), rows, hidden)?,
-            false => [
-                Linear::load(loader, &name("attn_q"), width, hidden)?,
-                Linear::load(loader, &name("attn_k"), kv_width, hidden)?,
-                Linear::load(loader, &name("attn_v"), kv_width, hidden)?,
-            ],
-        };
+        let [q, k, v] = Linear::load_qkv(loader, shape, index)?;
         Ok(Layer {
             kind: 0,
             attention_norm: None,
@@ -162,6 +153,27 @@ impl Linear {
         })
     }
 
+    /// What makes queries, keys and values: three tensors, or one in which they lie below each other.
+    pub(super) fn load_qkv(
+        loader: &mut Loader<'_>,
+        shape: &Shape,
+        index: u32,
+    ) -> Result<[Linear; 3], LoadError> {
+        let name = |part: &str| format!("blk.{index}.{part}");
+        let hidden = shape.hidden;
+        let width = shape.heads * shape.head_dim;
+        let kv_width = shape.kv_heads * shape.head_dim;
+        if loader.has(&name("attn_qkv.weight")) {
+            let rows = [width, kv_width, kv_width];
+            return Linear::load_fused(loader, &name("attn_qkv"), rows, hidden);
+        }
+        Ok([
+            Linear::load(loader, &name("attn_q"), width, hidden)?,
+            Linear::load(loader, &name("attn_k"), kv_width, hidden)?,
+            Linear::load(loader, &name("attn_v"), kv_width, hidden)?,
+        ])
+    }
+
     /// Matrices that the file keeps one below the other in one tensor.
     pub(super) fn load_fused<const N: usize>(
         loader: &mut Loader<'_>,
@@ -208,6 +220,17 @@ impl Norm {
             },
             eps: shape.eps,
         })
+    }
+
+    /// The layer norm of each row.
+    ///
+    /// # Panics
+    /// When it is a root-mean-square norm.
+    pub(super) fn layer_norm(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
+        let Norm { weight, bias, eps } = self;
+        let bias = bias.as_deref().expect("a layer norm has a bias");
+        let eps = *eps;
+        cpu.layer_norm(x, LayerNorm { weight, bias, eps }, out);
     }
 
     /// Makes rows ready for matrices, normed where there is a norm.

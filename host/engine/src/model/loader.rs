@@ -313,6 +313,11 @@ impl<'g> Loader<'g> {
         }
     }
 
+    /// Rows of a matrix whose height nothing else says.
+    pub(crate) fn rows_of(&self, name: &str) -> Result<usize, LoadError> {
+        Ok(self.gguf.require(name)?.matrix()?.rows)
+    }
+
     /// Whether the file has a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()

@@ -19,7 +19,9 @@ pub(super) fn text_source(metadata: &Metadata) -> Result<TextSource, GgufError> 
             .strings("tokenizer.ggml.merges")?
             .map(<[String]>::to_vec)
             .unwrap_or_default(),
-        bos: id("bos")?,
+        // Files of `bert` call it `cls`; the misspelt word is what most of them have.
+        bos: id("bos")?.or(id("cls")?),
+        sep: id("seperator")?.or(id("separator")?),
         eos: id("eos")?,
         eot: id("eot")?,
         unk: id("unknown")?,

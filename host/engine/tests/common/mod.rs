@@ -6,7 +6,10 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 
 use realm_engine::model::{ModelOptions, load_on};
 use realm_engine::text::TextModel;
@@ -167,4 +170,22 @@ pub(crate) fn logprobs(logits: &[f32]) -> Vec<f64> {
         .iter()
         .map(|logit| f64::from(*logit) - log_sum)
         .collect()
+}
+
+/// Waits on the calling thread.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The checked vocabulary: what bytes each token stands for, which are control tokens, which end a generation.
 
-use super::{TextSource, byte_level};
+use super::{Family, TextSource, byte_level};
 use crate::TextError;
 use std::collections::BTreeSet;
 
@@ -51,9 +51,9 @@ pub(super) enum Kind {
     Control,
 }
 
-/// How the token at `id` is met. `bos`, `eos` and `eot` are control tokens whatever their type says.
+/// How the token at `id` is met. `bos`, `eos`, `eot` and `sep` are control tokens whatever their type says.
 pub(super) fn kind_of(source: &TextSource, id: usize) -> Kind {
-    let named = [source.bos, source.eos, source.eot];
+    let named = [source.bos, source.eos, source.eot, source.sep];
     if named
         .into_iter()
         .flatten()
@@ -85,7 +85,7 @@ pub(super) struct Vocabulary {
 
 impl Vocabulary {
     /// Checks the lists of `source` against each other.
-    pub(super) fn new(source: &TextSource, byte_level: bool) -> Result<Vocabulary, TextError> {
+    pub(super) fn new(source: &TextSource, family: Family) -> Result<Vocabulary, TextError> {
         let tokens = source.tokens.len();
         if tokens == 0 || tokens > TOKENS_MAX {
             return Err(TextError::VocabularySize { tokens });
@@ -95,8 +95,9 @@ impl Vocabulary {
             ("scores", source.scores.len()),
         ];
         for (what, found) in lengths {
-            // gpt2 files need no scores, and files without types have normal tokens only.
-            if found != tokens && (found != 0 || (what == "scores" && !byte_level)) {
+            // Only SentencePiece needs scores, and files without types have normal tokens only.
+            let is_needed = what == "scores" && family == Family::SentencePiece;
+            if found != tokens && (found != 0 || is_needed) {
                 return Err(TextError::LengthMismatch {
                     what,
                     found,
@@ -108,6 +109,7 @@ impl Vocabulary {
             ("bos", source.bos),
             ("eos", source.eos),
             ("eot", source.eot),
+            ("sep", source.sep),
             ("unk", source.unk),
             ("pad", source.pad),
         ];
@@ -125,13 +127,13 @@ impl Vocabulary {
             end: [source.eos, source.eot].into_iter().flatten().collect(),
         };
         for (id, token) in source.tokens.iter().enumerate() {
-            vocabulary.push(token, kind_of(source, id), byte_level);
+            vocabulary.push(token, kind_of(source, id), family);
         }
         vocabulary.end_after_calls();
         Ok(vocabulary)
     }
 
-    fn push(&mut self, token: &str, kind: Kind, byte_level: bool) {
+    fn push(&mut self, token: &str, kind: Kind, family: Family) {
         match kind {
             Kind::Control => {
                 let id = self.len();
@@ -142,7 +144,9 @@ impl Vocabulary {
             }
             Kind::Byte => self.bytes.extend(byte_of(token)),
             Kind::UserDefined => self.bytes.extend_from_slice(token.as_bytes()),
-            Kind::Normal if byte_level => byte_level::append_bytes(token, &mut self.bytes),
+            Kind::Normal if family == Family::ByteLevel => {
+                byte_level::append_bytes(token, &mut self.bytes)
+            }
             Kind::Normal => self
                 .bytes
                 .extend_from_slice(token.replace('\u{2581}', " ").as_bytes()),
