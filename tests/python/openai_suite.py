@@ -1,14 +1,16 @@
 """Every check of the OpenAI surface, with the real `openai` client. Plain asserts; prints the number of checks passed.
 
-usage: openai_suite.py URL KEY MODEL REVOKED_KEY
+usage: openai_suite.py URL KEY MODEL REVOKED_KEY EMBEDDING_MODEL
 """
 
 import asyncio
+import json
 import sys
+from pathlib import Path
 
 import openai
 
-BASE_URL, KEY, MODEL, REVOKED_KEY = sys.argv[1:5]
+BASE_URL, KEY, MODEL, REVOKED_KEY, EMBEDDING_MODEL = sys.argv[1:6]
 # Its answer's closest decision has a margin of 1.3 in log-probability: no rounding changes it.
 QUESTION = [{"role": "user", "content": "Name the capital of France in one sentence."}]
 PROMPT = "The three primary colours are"
@@ -267,7 +269,36 @@ def a_prompt_longer_than_the_context_is_a_bad_request():
 
 @check
 def an_unknown_path_is_a_not_found_error():
-    raises(openai.NotFoundError, 404, client.embeddings.create, model=MODEL, input="text")
+    raises(openai.NotFoundError, 404, client.moderations.create, input="text")
+
+
+@check
+def embeddings_are_those_of_the_reference():
+    fixture = Path(__file__).parents[1] / "fixtures/embedding/bert.json"
+    references = json.loads(fixture.read_text())
+    references = [reference for reference in references if reference["text"]]
+    texts = [reference["text"] for reference in references]
+    # The client asks for base64 unless told otherwise.
+    answer = client.embeddings.create(model=EMBEDDING_MODEL, input=texts)
+    assert [one.index for one in answer.data] == list(range(len(texts)))
+    for one, reference in zip(answer.data, references):
+        assert abs(sum(x * x for x in one.embedding) - 1) < 1e-4
+        assert sum(x * y for x, y in zip(one.embedding, reference["vector"])) > 0.999, reference["text"]
+    tokens = sum(len(reference["ids"]) for reference in references)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == tokens
+    alone = client.embeddings.create(model=EMBEDDING_MODEL, input=texts[0], encoding_format="float")
+    assert all(abs(x - y) < 1e-6 for x, y in zip(alone.data[0].embedding, answer.data[0].embedding))
+    by_tokens = client.embeddings.create(model=EMBEDDING_MODEL, input=[references[0]["ids"]], dimensions=64)
+    assert by_tokens.data[0].embedding == answer.data[0].embedding
+
+
+@check
+def embeddings_that_cannot_be_made_name_the_field():
+    create = client.embeddings.create
+    raises(openai.NotFoundError, 404, create, model=MODEL, input="text")
+    for field, wrong in {"input": {"input": "x " * 200}, "dimensions": {"input": "x", "dimensions": 3}}.items():
+        error = raises(openai.BadRequestError, 400, create, model=EMBEDDING_MODEL, **wrong)
+        assert error.param == field, error
 
 
 @check

@@ -27,8 +27,8 @@ use std::collections::TryReserveError;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use realm_kernels::KvType;
-use realm_kernels::{BLOCK_TOKENS, Cpu, KvLayer, Rounding};
+use realm_kernels::{BLOCK_TOKENS, KvLayer, Rounding};
+pub use realm_kernels::{Cpu, KvType};
 use realm_text::{TextError, TextModel};
 use realm_weights::{Gguf, GgufError};
 use thiserror::Error;

@@ -231,7 +231,7 @@ fn a_vector_depends_neither_on_neighbours_nor_on_threads() {
             Embedder::load(cpu, &gguf, &ModelOptions::default()).expect("the model loads");
         for (text, vector) in texts.iter().zip(&together) {
             let alone = embed(&embedder.client(), vec![text.clone()]).expect("the text fits");
-            assert_eq!(alone, [vector.clone()], "{threads} threads");
+            assert_eq!(alone, std::slice::from_ref(vector), "{threads} threads");
         }
     }
 }

@@ -41,6 +41,10 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// What clients call it; by default made from the file's name.
     pub model_name: Option<String>,
+    /// The GGUF file of a model that gives embeddings, served beside the other.
+    pub embedding_model: Option<PathBuf>,
+    /// What clients call that; by default made from the file's name.
+    pub embedding_model_name: Option<String>,
     /// Threads that compute; 0 is one per processor.
     pub threads: usize,
     /// Memory for keys and values of all sequences.
@@ -153,6 +157,8 @@ impl Default for Config {
             data_dir: PathBuf::from(".realm"),
             model: None,
             model_name: None,
+            embedding_model: None,
+            embedding_model_name: None,
             threads: 0,
             kv_memory_mib: 1024,
             kv_type: KvType::F16,
@@ -231,6 +237,14 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_name: Option<String>,
+    /// GGUF file of a model that gives embeddings
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_model: Option<PathBuf>,
+    /// What clients call that model [default: from the file's name]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_model_name: Option<String>,
     /// Threads that compute; 0 is one per processor
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -338,13 +352,17 @@ impl Config {
                 wanted: "at least 16 characters long",
             });
         }
-        if self
-            .model_name
-            .as_ref()
-            .is_some_and(|name| name.is_empty() || name.len() > 200)
+        let names = [
+            ("model_name", &self.model_name),
+            ("embedding_model_name", &self.embedding_model_name),
+        ];
+        let misfits = |name: &String| name.is_empty() || name.len() > 200;
+        if let Some((key, _)) = names
+            .into_iter()
+            .find(|(_, name)| name.as_ref().is_some_and(misfits))
         {
             return Err(ConfigError::Value {
-                key: "model_name",
+                key,
                 wanted: "1 to 200 characters long",
             });
         }

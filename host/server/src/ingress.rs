@@ -6,6 +6,7 @@
 mod answer;
 mod chat;
 mod completions;
+mod embeddings;
 mod models;
 mod openai;
 mod render;
@@ -42,6 +43,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
+        .route("/v1/embeddings", post(embeddings_of))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
         .route("/ws", get(ws::upgrade))
@@ -137,6 +139,26 @@ async fn generate(
     Ok(response)
 }
 
+async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Response {
+    const ROUTE: &str = "embeddings";
+    let started = Instant::now();
+    let tenant = app.authenticate(bearer(request.headers()));
+    let embed = async |tenant: &TenantEntry| {
+        let _admission = app.admit(tenant)?;
+        let body = read_json(request.into_body(), BODY_BYTES_MAX).await?;
+        Ok(Json(embeddings::embed(&app, tenant, body).await?).into_response())
+    };
+    let answered = match &tenant {
+        Ok(tenant) => embed(tenant).await,
+        Err(error) => Err(error.clone()),
+    };
+    app.metrics
+        .request_seconds
+        .with_label_values(&[ROUTE])
+        .observe(started.elapsed().as_secs_f64());
+    counted(&app, tenant.ok().as_deref(), ROUTE, answered)
+}
+
 async fn list_models(State(app): State<Arc<App>>, request: Request) -> Response {
     let tenant = app.authenticate(bearer(request.headers()));
     let answered = tenant.as_deref().map_err(Clone::clone);
@@ -158,7 +180,9 @@ async fn one_model(
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
     let engines_stopped = app.models.iter().any(|model| model.client.is_stopped());
-    if app.is_stopping() || engines_stopped {
+    let embedding = app.embedding.as_ref();
+    let embedder_stopped = embedding.is_some_and(|model| model.client.is_stopped());
+    if app.is_stopping() || engines_stopped || embedder_stopped {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
             Json(serde_json::json!({"ready": false})),

@@ -10,15 +10,16 @@ use crate::metrics::Metrics;
 use crate::registry::blobs::replace_file;
 use crate::registry::catalog::now_ms;
 use crate::registry::{CatalogError, Registry};
-use crate::state::{App, BaseModel, Parts};
+use crate::state::{App, BaseModel, EmbeddingModel, Parts};
 use crate::workflows::Workflows;
 use crate::{admin, ingress};
 use anyhow::{Context, Result, bail};
-use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Observer};
+use realm_engine::model::{Cpu, cpu};
+use realm_engine::{Embedder, Engine, EngineConfig, Gguf, LoadError, ModelOptions, Observer};
 use realm_sandbox::{Compiler, Hooks, Sandbox, SandboxConfig};
 use serde_json::json;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -49,8 +50,14 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
         .with_context(|| format!("cannot make {}", data_dir.display()))?;
     let _lock = lock(&data_dir)?;
     let metrics = Arc::new(Metrics::new().context("the metrics")?);
-    let (engine, model) = load_model(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
-    let app = Arc::new(assemble(config, metrics, vec![model]).await?);
+    let models = load_models(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
+    let Models {
+        engine,
+        base,
+        embedder,
+    } = models;
+    let (embedder, embedding) = embedder.unzip();
+    let app = Arc::new(assemble(config, metrics, vec![base], embedding).await?);
     let api_key = match &options.bootstrap_tenant {
         Some(tenant) => Some(bootstrap(&app, tenant).await?),
         None => None,
@@ -92,7 +99,11 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
     }
     app.registry.catalog.close().await;
     // The engine ends with its step; whoever still waits for it gets an error and not silence.
-    tokio::task::spawn_blocking(move || engine.shutdown())
+    let stop = move || {
+        drop(embedder);
+        engine.shutdown();
+    };
+    tokio::task::spawn_blocking(stop)
         .await
         .context("stopping the engine")?;
     tracing::info!("stopped");
@@ -114,12 +125,48 @@ fn lock(data_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Loads the model; blocks a thread for as long as that takes.
-///
-/// # Errors
-/// When no model is set or it cannot be run.
-pub async fn load_model(
+/// The models of a server, running.
+struct Models {
+    engine: Engine,
+    base: BaseModel,
+    embedder: Option<(Embedder, EmbeddingModel)>,
+}
+
+/// Loads the models, which compute on the same threads.
+async fn load_models(config: &Config, observer: Arc<dyn Observer>) -> Result<Models> {
+    let options = ModelOptions {
+        threads: config.threads,
+        kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
+        kv_type: config.kv_type.into(),
+        context_max: config.context_max,
+        activations: config.activations.into(),
+        packed_dir: config.packed_dir.clone(),
+    };
+    let cpu = cpu(&options);
+    let (engine, base) = load_base(config, &cpu, options.clone(), observer).await?;
+    let embedder = match config.embedding_model.clone() {
+        Some(path) => Some(load_embedder(config, path, cpu, options).await?),
+        None => None,
+    };
+    if let Some((_, embedding)) = &embedder
+        && embedding.name == base.name
+    {
+        bail!(
+            "embedding_model_name: {} is the other model's name already",
+            base.name
+        )
+    }
+    Ok(Models {
+        engine,
+        base,
+        embedder,
+    })
+}
+
+async fn load_base(
     config: &Config,
+    cpu: &Cpu,
+    options: ModelOptions,
     observer: Arc<dyn Observer>,
 ) -> Result<(Engine, BaseModel)> {
     let Some(path) = config.model.clone() else {
@@ -129,14 +176,6 @@ pub async fn load_model(
         .model_name
         .clone()
         .unwrap_or_else(|| model_name_of(&path));
-    let options = ModelOptions {
-        threads: config.threads,
-        kv_bytes_max: config.kv_memory_mib.saturating_mul(1 << 20),
-        kv_type: config.kv_type.into(),
-        context_max: config.context_max,
-        activations: config.activations.into(),
-        packed_dir: config.packed_dir.clone(),
-    };
     let engine_config = EngineConfig {
         step_tokens_max: config.step_tokens_max,
         sequences_running_max: config.sequences_running_max.min(config.step_tokens_max),
@@ -145,13 +184,11 @@ pub async fn load_model(
         observer: Some(observer),
         ..EngineConfig::default()
     };
-    let engine = tokio::task::spawn_blocking(move || {
-        let gguf = Gguf::open(&path)
-            .with_context(|| format!("cannot read the model {}", path.display()))?;
-        Engine::load(gguf, options, engine_config)
-            .with_context(|| format!("cannot run the model {}", path.display()))
+    let cpu = cpu.clone();
+    let engine = read_model(path, move |gguf| {
+        Engine::load_on(cpu, gguf, options, engine_config)
     });
-    let engine = engine.await.context("loading the model")??;
+    let engine = engine.await?;
     let client = engine.client();
     let facts = client.facts();
     tracing::info!(
@@ -162,17 +199,59 @@ pub async fn load_model(
         isa = facts.isa,
         "model loaded"
     );
-    Ok((
-        engine,
-        BaseModel {
-            name,
-            client,
-            created: now_ms() / 1000,
-        },
-    ))
+    let base = BaseModel {
+        name,
+        client,
+        created: now_ms() / 1000,
+    };
+    Ok((engine, base))
 }
 
-async fn assemble(config: Config, metrics: Arc<Metrics>, models: Vec<BaseModel>) -> Result<App> {
+async fn load_embedder(
+    config: &Config,
+    path: PathBuf,
+    cpu: Cpu,
+    options: ModelOptions,
+) -> Result<(Embedder, EmbeddingModel)> {
+    let name = config
+        .embedding_model_name
+        .clone()
+        .unwrap_or_else(|| model_name_of(&path));
+    let embedder = read_model(path, move |gguf| Embedder::load(cpu, &gguf, &options)).await?;
+    let client = embedder.client();
+    tracing::info!(
+        model = name,
+        context = client.context(),
+        dimensions = client.dimensions(),
+        "embedding model loaded"
+    );
+    let model = EmbeddingModel {
+        name,
+        client,
+        created: now_ms() / 1000,
+    };
+    Ok((embedder, model))
+}
+
+/// Opens a model file and makes something of it, on a thread that may take its time.
+async fn read_model<T: Send + 'static>(
+    path: PathBuf,
+    load: impl FnOnce(Gguf) -> Result<T, LoadError> + Send + 'static,
+) -> Result<T> {
+    let read = tokio::task::spawn_blocking(move || {
+        let gguf = Gguf::open(&path)
+            .with_context(|| format!("cannot read the model {}", path.display()))?;
+        load(gguf).with_context(|| format!("cannot run the model {}", path.display()))
+    });
+    read.await.context("loading a model")?
+}
+
+async fn assemble(
+    config: Config,
+    metrics: Arc<Metrics>,
+    models: Vec<BaseModel>,
+    embedding: Option<EmbeddingModel>,
+) -> Result<App> {
     let data_dir = config.data_dir.clone();
     let (registry, missing) = Registry::open(&data_dir)
         .await
@@ -211,6 +290,7 @@ async fn assemble(config: Config, metrics: Arc<Metrics>, models: Vec<BaseModel>)
         metrics,
         logs,
         models,
+        embedding,
         admin_token,
     };
     App::new(parts).await.context("reading the registry")

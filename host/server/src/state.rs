@@ -10,7 +10,7 @@ use crate::hooks::TenantLogs;
 use crate::metrics::Metrics;
 use crate::registry::{CatalogError, Registry, Snapshot, TenantRow, VersionRow};
 use crate::workflows::Workflows;
-use realm_engine::Client;
+use realm_engine::{Client, EmbedderClient};
 use realm_sandbox::{ModelSet, Sandbox, Tenant, TenantMemory};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -32,6 +32,8 @@ pub struct App {
     pub logs: Arc<TenantLogs>,
     /// The models there are.
     pub models: Vec<BaseModel>,
+    /// The model that gives embeddings, if there is one.
+    pub embedding: Option<EmbeddingModel>,
     /// What opens the admin plane.
     pub admin_token: String,
     /// One change of the registry at a time, from its write to the new directory.
@@ -52,6 +54,17 @@ pub struct BaseModel {
     pub name: String,
     /// The engine that runs it.
     pub client: Client,
+    /// Seconds since 1970 at which it was loaded.
+    pub created: i64,
+}
+
+/// A model that gives every tenant embeddings.
+#[derive(Clone)]
+pub struct EmbeddingModel {
+    /// What clients call it.
+    pub name: String,
+    /// The thread that runs it.
+    pub client: EmbedderClient,
     /// Seconds since 1970 at which it was loaded.
     pub created: i64,
 }
@@ -100,6 +113,8 @@ pub struct Parts {
     /// See [`App`].
     pub models: Vec<BaseModel>,
     /// See [`App`].
+    pub embedding: Option<EmbeddingModel>,
+    /// See [`App`].
     pub admin_token: String,
 }
 
@@ -117,6 +132,7 @@ impl App {
             metrics,
             logs,
             models,
+            embedding,
             admin_token,
         } = parts;
         let app = App {
@@ -127,6 +143,7 @@ impl App {
             metrics,
             logs,
             models,
+            embedding,
             admin_token,
             changes: tokio::sync::Mutex::new(()),
             stopping: watch::Sender::new(false),

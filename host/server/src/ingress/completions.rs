@@ -1,6 +1,6 @@
 //! `POST /v1/completions`: what the client asks.
 
-use super::openai::{Common, Fields, completion_logprobs, shown};
+use super::openai::{Common, Fields, completion_logprobs, shown, token_ids};
 use crate::error::{ApiError, ApiResult};
 use realm_sandbox::{Prompt, RequestKind};
 use serde_json::Value;
@@ -54,14 +54,14 @@ fn prompt(value: &Value) -> ApiResult<Prompt> {
         Value::String(text) => Prompt::Text(text.clone()),
         Value::Array(list) => match list.as_slice() {
             [Value::String(text)] => Prompt::Text(text.clone()),
-            [Value::Array(tokens)] => Prompt::Tokens(token_ids(tokens)?),
+            [Value::Array(tokens)] => Prompt::Tokens(token_ids("prompt", tokens)?),
             [Value::String(_) | Value::Array(_), ..] => {
                 return Err(ApiError::unsupported(
                     "prompt",
                     "more than one prompt in a request",
                 ));
             }
-            tokens => Prompt::Tokens(token_ids(tokens)?),
+            tokens => Prompt::Tokens(token_ids("prompt", tokens)?),
         },
         other => {
             return Err(ApiError::field(
@@ -79,17 +79,6 @@ fn prompt(value: &Value) -> ApiResult<Prompt> {
         }
         _ => Ok(prompt),
     }
-}
-
-fn token_ids(list: &[Value]) -> ApiResult<Vec<u32>> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    list.iter()
-        .map(|value| {
-            id(value).ok_or_else(|| {
-                ApiError::field("prompt", format!("{} is no token id", shown(value)))
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::state::{App, TenantEntry};
 use serde_json::{Value, json};
 
-/// The tenant's workflows and the base models.
+/// The tenant's workflows, the base models and the embedding model.
 pub(super) fn list(app: &App, tenant: &TenantEntry) -> Value {
     json!({"object": "list", "data": entries(app, tenant)})
 }
@@ -36,5 +36,7 @@ fn entries(app: &App, tenant: &TenantEntry) -> Vec<Value> {
             &tenant.row.name,
         )
     });
-    base.chain(own).collect()
+    let embedding = app.embedding.iter();
+    let embedding = embedding.map(|model| entry(&model.name, model.created, "realm"));
+    base.chain(own).chain(embedding).collect()
 }

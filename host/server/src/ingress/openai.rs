@@ -99,6 +99,20 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
+/// Token ids in a field.
+///
+/// # Errors
+/// When one of them is none.
+pub(super) fn token_ids(name: &str, list: &[Value]) -> ApiResult<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    list.iter()
+        .map(|value| {
+            id(value)
+                .ok_or_else(|| ApiError::field(name, format!("{} is no token id", shown(value))))
+        })
+        .collect()
+}
+
 /// What both kinds of request say the same way.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Common {
