@@ -33,7 +33,12 @@ pub(super) async fn doctor(doctor: Doctor) -> Result<()> {
     };
     report("settings", Ok("readable, no unknown key".to_owned()))?;
     report("processor", Ok(processor()))?;
-    report("model", model(&config))?;
+    let wanted = config.model.as_deref();
+    let wanted = wanted.context("none is set: give --model PATH");
+    report("model", wanted.and_then(model))?;
+    if let Some(path) = &config.embedding_model {
+        report("embedding model", model(path))?;
+    }
     report("data folder", writable(&config.data_dir))?;
     report("registry", registry(&config.data_dir).await)?;
     report("sandbox", compile(&config).await)?;
@@ -49,10 +54,7 @@ fn processor() -> String {
     format!("{count} threads, {}", std::env::consts::ARCH)
 }
 
-fn model(config: &Config) -> Result<String> {
-    let Some(path) = &config.model else {
-        bail!("none is set: give --model PATH")
-    };
+fn model(path: &Path) -> Result<String> {
     let gguf = Gguf::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let architecture = gguf
         .metadata()
