@@ -474,6 +474,47 @@ fn matmul_add_adds() {
 }
 
 #[test]
+fn matrices_multiplied_together_give_what_each_gives_alone() {
+    on_every_isa(|isa| {
+        let mut random = Random(6);
+        for (threads, count) in [(1, 1), (2, 3), (3, 40)] {
+            let cpu = Cpu::with_isa(isa, threads);
+            let cols = 512;
+            let x = quantized(&cpu, &random.floats(count * cols), cols);
+            let shapes = [
+                (BlockType::Q4_K, 700),
+                (BlockType::F16, 3),
+                (BlockType::Q6_K, 65),
+            ];
+            let data = shapes.map(|(ty, rows)| random.blocks(ty, rows, cols));
+            let matrices: [_; 3] = std::array::from_fn(|i| {
+                let (ty, rows) = shapes[i];
+                let data = &data[i];
+                cpu.prepare(MatrixView {
+                    ty,
+                    rows,
+                    cols,
+                    data,
+                })
+            });
+            let mut together = shapes.map(|(_, rows)| vec![0.0; count * rows]);
+            let mut alone = together.clone();
+            let [a, b, c] = &mut together;
+            let products = [
+                (&matrices[0], &mut a[..]),
+                (&matrices[1], b),
+                (&matrices[2], c),
+            ];
+            cpu.matmul_each(products, &x);
+            for ((w, together), alone) in matrices.iter().zip(&together).zip(&mut alone) {
+                cpu.matmul(w, &x, alone);
+                assert!(same_bits(together, alone), "on {}", isa.name());
+            }
+        }
+    });
+}
+
+#[test]
 fn embedding_from_a_prepared_table_is_dequantisation_exactly() {
     on_every_isa(|isa| {
         let mut random = Random(5);

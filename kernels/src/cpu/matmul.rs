@@ -44,7 +44,20 @@ impl Cpu {
     /// # Panics
     /// When the shapes do not fit.
     pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
-        self.multiply(w, x, out, Write::Store);
+        self.multiply([(w, out)], x, Write::Store);
+    }
+
+    /// [`matmul`](Cpu::matmul) of the same activations with several matrices of one width, as one operation: small ones
+    /// alone would not keep all threads busy.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn matmul_each<const N: usize>(
+        &self,
+        products: [(&Matrix, &mut [f32]); N],
+        x: &Activations,
+    ) {
+        self.multiply(products, x, Write::Store);
     }
 
     /// `residual += x · Wᵀ`.
@@ -52,25 +65,41 @@ impl Cpu {
     /// # Panics
     /// When the shapes do not fit.
     pub fn matmul_add(&self, w: &Matrix, x: &Activations, residual: &mut [f32]) {
-        self.multiply(w, x, residual, Write::Add);
+        self.multiply([(w, residual)], x, Write::Add);
     }
 
-    fn multiply(&self, w: &Matrix, x: &Activations, out: &mut [f32], write: Write<'_>) {
-        assert_eq!(
-            out.len(),
-            x.rows() * w.rows(),
-            "one output row for each activation row"
-        );
-        let _watched = self.watch(|| Op::product("matmul", &[w], x, self.rounding));
-        let out = SharedOut::new(out);
-        let sink = Sink {
-            out: &out,
-            width: w.rows(),
-            write,
-        };
-        self.split(w.panels(), w.cols() * PANEL_ROWS * x.rows(), |panels| {
-            // SAFETY: every panel belongs to one task, and with it its columns of the output.
-            unsafe { self.panels(w, x, panels, sink) }
+    fn multiply<const N: usize>(
+        &self,
+        products: [(&Matrix, &mut [f32]); N],
+        x: &Activations,
+        write: Write<'_>,
+    ) {
+        let name = if N == 1 { "matmul" } else { "matmuls" };
+        let matrices: [&Matrix; N] = std::array::from_fn(|i| products[i].0);
+        let _watched = self.watch(|| Op::product(name, &matrices, x, self.rounding));
+        let products = products.map(|(w, out)| {
+            assert_eq!(
+                out.len(),
+                x.rows() * w.rows(),
+                "one output row for each activation row"
+            );
+            (w, SharedOut::new(out))
+        });
+        let count = products.iter().map(|(w, _)| w.panels()).sum();
+        self.split(count, x.cols() * PANEL_ROWS * x.rows(), |panels| {
+            let mut first = 0; // of a matrix, where all panels are numbered in order
+            for (w, out) in &products {
+                let within = |panel: usize| panel.saturating_sub(first).min(w.panels());
+                let panels = within(panels.start)..within(panels.end);
+                let sink = Sink {
+                    out,
+                    width: w.rows(),
+                    write,
+                };
+                // SAFETY: every panel belongs to one task, and with it its columns of the output.
+                unsafe { self.panels(w, x, panels, sink) };
+                first += w.panels();
+            }
         });
     }
 

@@ -179,9 +179,9 @@ impl EncoderLayer {
     fn run(&self, cpu: &Cpu, shape: &Shape, tables: &[&[u32]], kv: &mut KvLayer, pass: &mut Pass) {
         let Pass { x, sum, acts, .. } = pass;
         cpu.quantize(x, shape.hidden, &mut pass.attend);
-        self.q.multiply(cpu, &pass.attend, &mut pass.q);
-        self.k.multiply(cpu, &pass.attend, &mut pass.k);
-        self.v.multiply(cpu, &pass.attend, &mut pass.v);
+        let (q, k, v) = (&mut *pass.q, &mut *pass.k, &mut *pass.v);
+        let products = [(&self.q, q), (&self.k, k), (&self.v, v)];
+        Linear::multiply_each(products, cpu, &pass.attend);
         cpu.kv_write(&pass.k, &pass.v, kv, &pass.slots);
         let attention = shape.attention(None);
         let attended = &mut pass.attended;

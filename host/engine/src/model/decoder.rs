@@ -159,9 +159,9 @@ impl Decoder {
         let (shape, kind) = (&self.shape, &self.attention[layer.kind]);
         let norm = layer.attention_norm.as_ref();
         Norm::quantize(norm, cpu, &s.x, shape.hidden, &mut s.attend);
-        layer.q.multiply(cpu, &s.attend, &mut s.q);
-        layer.k.multiply(cpu, &s.attend, &mut s.k);
-        layer.v.multiply(cpu, &s.attend, &mut s.v);
+        let (q, k, v) = (&mut *s.q, &mut *s.k, &mut *s.v);
+        let products = [(&layer.q, q), (&layer.k, k), (&layer.v, v)];
+        Linear::multiply_each(products, cpu, &s.attend);
         // One head wide, or as wide as all of them: the norm's own width says over what it goes.
         if let Some(norm) = &layer.q_norm {
             cpu.qk_norm(&mut s.q, norm.len(), norm, shape.eps);

@@ -198,9 +198,25 @@ impl Linear {
 
     /// `out = acts · Wᵀ + bias`.
     pub(super) fn multiply(&self, cpu: &Cpu, acts: &Activations, out: &mut [f32]) {
-        cpu.matmul(&self.matrix, acts, out);
-        if let Some(bias) = &self.bias {
-            cpu.add_bias(bias, out);
+        Linear::multiply_each([(self, out)], cpu, acts);
+    }
+
+    /// The same for several that take the same activations.
+    pub(super) fn multiply_each<const N: usize>(
+        mut products: [(&Linear, &mut [f32]); N],
+        cpu: &Cpu,
+        acts: &Activations,
+    ) {
+        cpu.matmul_each(
+            products
+                .each_mut()
+                .map(|(linear, out)| (&linear.matrix, &mut **out)),
+            acts,
+        );
+        for (linear, out) in products {
+            if let Some(bias) = &linear.bias {
+                cpu.add_bias(bias, out);
+            }
         }
     }
 }
