@@ -515,7 +515,7 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
             b"\x05\0\0\0\0\0\0\0nosuc",
         ),
         "architecture nosuc is not supported, only gemma2, gemma3, gptneox, granite, llama, olmo2, \
-         phi3, qwen2, qwen3, qwen3moe, starcoder2",
+         phi3, qwen2, qwen3, qwen3moe, starcoder2 for text and bert for embeddings",
     );
     refused(
         &patched("llama", b"blk.1.attn_k.", b"blk.1.attn_x."),
