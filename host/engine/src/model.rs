@@ -1,12 +1,13 @@
 //! Model files made ready to run: hyperparameters, weights, KV cache and text model of one GGUF file.
 //!
-//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`. A file is refused when
-//! anything in it would not be used or cannot be run: a model that is almost computed gives wrong answers
-//! that look right.
+//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`.
+//! A file is refused when anything in it would not be used or cannot be run: a model that is almost computed gives wrong
+//! answers that look right.
 
 mod bert;
 mod decoder;
 mod experts;
+mod features;
 mod gemma2;
 mod gemma3;
 mod gptneox;
@@ -22,6 +23,7 @@ mod qwen3;
 mod rotary;
 mod starcoder2;
 mod text_source;
+mod windows;
 
 use std::collections::TryReserveError;
 use std::path::PathBuf;
@@ -384,4 +386,20 @@ fn facts(
         can_rewind: true,
         isa: cpu.isa_name().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ARCHITECTURES, ENCODERS};
+
+    #[test]
+    fn the_documentation_names_every_architecture() {
+        let text = std::fs::read_to_string("../../docs/models.md").expect("the page is there");
+        for architecture in ARCHITECTURES.iter().chain(&ENCODERS) {
+            assert!(
+                text.contains(&format!("`{architecture}`")),
+                "{architecture}"
+            );
+        }
+    }
 }

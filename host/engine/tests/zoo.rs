@@ -3,9 +3,9 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::files::{folder, patched, refused, with_key};
 use common::{Model, Piece, argmax, logprobs, threads};
 use realm_engine::model::{LoadError, ModelOptions, load, load_on};
 use realm_engine::{BatchRow, ExecutorError, Gguf, StepBatch};
@@ -63,10 +63,6 @@ const QUANTISED: Tolerance = Tolerance {
     mean_nll: 0.04,
     gap: 0.4,
 };
-
-fn folder() -> PathBuf {
-    PathBuf::from("tests/fixtures/zoo")
-}
 
 fn zoo(name: &str) -> Zoo {
     let path = folder().join(format!("{name}.json"));
@@ -463,47 +459,6 @@ fn the_kv_budget_and_the_options_bound_the_context() {
     // More than the machine has: an error, not an abort.
     let error = open(u64::MAX / 2, None).expect_err("too large");
     assert!(matches!(error, LoadError::OutOfMemory { .. }), "{error}");
-}
-
-/// A zoo file with a key more, of value type `ty`. A filler key keeps the data aligned.
-fn with_key(name: &str, key: &str, ty: u32, value: &[u8]) -> Gguf {
-    let mut bytes = std::fs::read(folder().join(format!("{name}.gguf"))).expect("a fixture");
-    let keys = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
-    let entry = |key: &str, ty: u32, value: &[u8]| {
-        let length = (key.len() as u64).to_le_bytes();
-        [&length, key.as_bytes(), &ty.to_le_bytes(), value].concat()
-    };
-    let mut added = entry(key, ty, value);
-    let filler = 64 - (added.len() + entry("", 0, &[0]).len()) % 32;
-    added.extend(entry(&"f".repeat(filler), 0, &[0]));
-    assert!(added.len().is_multiple_of(32));
-    bytes[16..24].copy_from_slice(&(keys + 2).to_le_bytes());
-    bytes.splice(24..24, added);
-    Gguf::from_bytes(bytes).expect("still a good file")
-}
-
-/// The bytes of a zoo file with every `from` replaced by `to`, of the same length.
-fn patched(name: &str, from: &[u8], to: &[u8]) -> Gguf {
-    assert_eq!(from.len(), to.len());
-    let mut bytes = std::fs::read(folder().join(format!("{name}.gguf"))).expect("a fixture");
-    let mut at = 0;
-    let mut found = false;
-    while let Some(next) = bytes[at..]
-        .windows(from.len())
-        .position(|window| window == from)
-    {
-        at += next;
-        bytes[at..at + to.len()].copy_from_slice(to);
-        found = true;
-    }
-    assert!(found, "{} is in {name}", String::from_utf8_lossy(from));
-    Gguf::from_bytes(bytes).expect("still a good file")
-}
-
-#[track_caller]
-fn refused(gguf: &Gguf, message: &str) {
-    let error = load_on(Cpu::new(1), gguf, ModelOptions::default());
-    assert_eq!(error.err().expect("it is refused").to_string(), message);
 }
 
 #[test]

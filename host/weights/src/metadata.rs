@@ -155,6 +155,18 @@ impl Metadata {
         }
     }
 
+    /// An array of booleans.
+    ///
+    /// # Errors
+    /// [`GgufError::WrongValueType`] when the key holds something else.
+    pub fn bools(&self, key: &str) -> Result<Option<&[bool]>, GgufError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::Bool(values))) => Ok(Some(values)),
+            Some(other) => Err(wrong(key, "an array of booleans", other)),
+        }
+    }
+
     /// An array of floats, of either width.
     ///
     /// # Errors

@@ -81,11 +81,15 @@ fn integers_of_any_width_convert_when_they_fit() {
         &good()
             .with_key("small", 3, &(-1i16).to_le_bytes())
             .with_key("large", U64, &u64::MAX.to_le_bytes())
-            .with_key("list", ARRAY, &array(U8, 2, &[7, 255])),
+            .with_key("list", ARRAY, &array(U8, 2, &[7, 255]))
+            .with_key("flags", ARRAY, &array(BOOL, 2, &[1, 0])),
     );
     let metadata = file.metadata();
     assert_eq!(metadata.u64("large").unwrap(), Some(u64::MAX));
     assert_eq!(metadata.i32s("list").unwrap(), Some(vec![7, 255]));
+    assert_eq!(metadata.bools("flags").unwrap(), Some(&[true, false][..]));
+    let error = metadata.bools("list").expect_err("integers");
+    assert!(error.to_string().contains("array of booleans"), "{error}");
     let error = metadata.u32("small").expect_err("negative");
     assert_eq!(error.to_string(), "key small is -1, which is no u32");
     let error = metadata.u32("large").expect_err("too large");

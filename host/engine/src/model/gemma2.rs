@@ -14,6 +14,8 @@ use super::loader::{Loader, NormKind};
 /// Layers of the one size whose query scale is not that of the head width.
 const LAYERS_27B: u32 = 46;
 const WINDOW_DEFAULT: u32 = 4096;
+/// Layers in a period, the last of which sees everything. Files do not say it.
+const PERIOD: u32 = 2;
 /// Kinds of attention, in the decoder's list.
 const LOCAL: usize = 0;
 const GLOBAL: usize = 1;
@@ -38,10 +40,15 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
         });
     }
     let embedding_scale = (shape.hidden as f32).sqrt();
+    let local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
     let logits = Logits::Capped(loader.positive("final_logit_softcapping", 30.0)?);
     let decoder = Decoder::load(loader, shape, attention, |loader, shape, index| {
         let layer = Layer::load(loader, shape, index)?.with_post_norms(loader, shape, index)?;
-        let kind = if index % 2 == 0 { LOCAL } else { GLOBAL };
+        let kind = if local_layers.contains(index) {
+            LOCAL
+        } else {
+            GLOBAL
+        };
         Ok(Layer { kind, ..layer })
     })?;
     Ok(Decoder {

@@ -15,7 +15,7 @@ use super::loader::{Loader, NormKind};
 /// Layers of the one size whose query scale is not that of the head width.
 const LAYERS_27B: u32 = 62;
 const WINDOW_DEFAULT: u32 = 512;
-/// Layers in a period, the last of which sees everything. Files do not say it.
+/// Layers in a period, the last of which sees everything. Most files do not say it.
 const PERIOD: u32 = 6;
 /// Kinds of attention, in the decoder's list.
 const LOCAL: usize = 0;
@@ -23,8 +23,6 @@ const GLOBAL: usize = 1;
 
 pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
-    loader.refuse("attn_logit_softcapping", "soft-capping of attention scores")?;
-    loader.refuse("final_logit_softcapping", "soft-capping of logits")?;
     let window = loader.window()?.unwrap_or(WINDOW_DEFAULT);
     let scale = match shape.layers {
         LAYERS_27B => 1.0 / ((shape.hidden / shape.heads) as f32).sqrt(),
@@ -47,6 +45,7 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
         rope: loader.scaled_rope(&shape, global_base, layout)?,
     };
     let embedding_scale = (shape.hidden as f32).sqrt();
+    let local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
     let decoder = Decoder::load(
         loader,
         shape,
@@ -55,8 +54,11 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
             let layer = Layer::load(loader, shape, index)?
                 .with_head_norms(loader, shape, index)?
                 .with_post_norms(loader, shape, index)?;
-            let is_local = !(index + 1).is_multiple_of(PERIOD);
-            let kind = if is_local { LOCAL } else { GLOBAL };
+            let kind = if local_layers.contains(index) {
+                LOCAL
+            } else {
+                GLOBAL
+            };
             Ok(Layer { kind, ..layer })
         },
     )?;

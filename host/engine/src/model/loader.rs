@@ -1,5 +1,6 @@
 //! What a model's file says: hyperparameters, each held against the tensors, and weights by name and shape.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 use realm_kernels::{AttentionShape, Matrix, MatrixView};
@@ -46,13 +47,14 @@ impl Shape {
     }
 }
 
-/// Fetches weights and hyperparameters, and remembers which tensors were taken.
+/// Fetches weights and hyperparameters, and remembers which were taken.
 pub(crate) struct Loader<'g> {
     gguf: &'g Gguf,
     panels: Panels<'g>,
     architecture: &'g str,
     context_max: u32, // that was asked for
     taken: HashSet<&'g str>,
+    asked: RefCell<HashSet<String>>, // keys, without the architecture
 }
 
 impl<'g> Loader<'g> {
@@ -68,6 +70,7 @@ impl<'g> Loader<'g> {
             context_max: context_max.unwrap_or(u32::MAX),
             architecture,
             taken: HashSet::new(),
+            asked: RefCell::default(),
         }
     }
 
@@ -80,9 +83,15 @@ impl<'g> Loader<'g> {
         self.context_max
     }
 
-    /// A key of this architecture: `llama.block_count` for `block_count`.
+    /// A key of this architecture: `llama.block_count` for `block_count`. It counts as read.
     pub(crate) fn key(&self, name: &str) -> String {
+        self.asked.borrow_mut().insert(name.to_owned());
         format!("{}.{name}", self.architecture)
+    }
+
+    /// Whether anybody asked for this key.
+    pub(super) fn was_asked(&self, name: &str) -> bool {
+        self.asked.borrow().contains(name)
     }
 
     /// A count that is there and not 0.
@@ -115,32 +124,6 @@ impl<'g> Loader<'g> {
                 value: value.to_string(),
                 wanted: wanted.to_owned(),
             }),
-        }
-    }
-
-    /// Refuses a key that turns on a feature we do not compute.
-    pub(crate) fn refuse(&self, name: &str, feature: &'static str) -> Result<(), LoadError> {
-        let key = self.key(name);
-        let value = self.metadata().get(&key);
-        let off = match value {
-            None => true,
-            Some(_) => {
-                self.metadata()
-                    .u64(&key)
-                    .is_ok_and(|value| value == Some(0))
-                    || self
-                        .metadata()
-                        .f32(&key)
-                        .is_ok_and(|value| value == Some(0.0))
-            }
-        };
-        match value {
-            Some(value) if !off => Err(LoadError::Unsupported {
-                key,
-                value: value.to_string(),
-                feature,
-            }),
-            _ => Ok(()),
         }
     }
 
@@ -227,12 +210,6 @@ impl<'g> Loader<'g> {
             norm,
             eps: self.positive(eps, 0.0)?,
         })
-    }
-
-    /// How many positions a row sees, its own among them; `None` is all of them.
-    pub(crate) fn window(&self) -> Result<Option<u32>, LoadError> {
-        let window = self.metadata().u32(&self.key("attention.sliding_window"))?;
-        Ok(window.filter(|window| *window > 0))
     }
 
     fn head_dim(&self, hidden: u32, heads: u32) -> Result<u32, LoadError> {
@@ -355,8 +332,10 @@ impl<'g> Loader<'g> {
         }
     }
 
-    /// Ends the loading. Refuses a file with tensors that nobody took: biases, experts, more layers than it says.
+    /// Ends the loading. Refuses a file with tensors that nobody took: biases, experts, more layers than it says; and with
+    /// keys that nobody read and that mean another model.
     pub(crate) fn finish(self) -> Result<(), LoadError> {
+        self.refuse_unread_keys()?;
         let unused = |tensor: &Tensor<'_>| !self.taken.contains(tensor.name);
         let count = self.gguf.tensors().filter(unused).count();
         match self.gguf.tensors().find(unused) {

@@ -1,5 +1,8 @@
-//! The `olmo2` architecture: llama whose norms come after attention and feed-forward instead of before them, with Q and
-//! K normed over all heads at once, and half-split rotary pairs.
+//! The `olmo2` architecture: OLMo 2 and 3.
+//!
+//! llama whose norms come after attention and feed-forward instead of before them, with Q and K normed over all heads at
+//! once, and half-split rotary pairs. In OLMo 3 three of four layers see a window of positions; scaling of the rotary
+//! embedding is for the others.
 
 use realm_kernels::RopeLayout;
 
@@ -7,14 +10,42 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder};
 use super::layer::{FeedForward, Layer};
 use super::loader::{Loader, NormKind, Shape};
+use super::windows::WindowedLayers;
+
+/// Layers in a period, the last of which sees everything, where files do not say it.
+const PERIOD: u32 = 4;
+/// Kinds of attention, in the decoder's list.
+const GLOBAL: usize = 0;
+const LOCAL: usize = 1;
 
 pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
-    let attention = Attention {
-        shape: shape.attention(loader.window()?),
-        rope: loader.rope(&shape, RopeLayout::HalfSplit)?,
-    };
-    Decoder::load(loader, shape, vec![attention], layer)
+    let layout = RopeLayout::HalfSplit;
+    let mut attention = vec![Attention {
+        shape: shape.attention(None),
+        rope: loader.rope(&shape, layout)?,
+    }];
+    let mut local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
+    match loader.window()? {
+        None => local_layers = WindowedLayers::NONE,
+        window => {
+            let base = loader.positive("rope.freq_base", 10_000.0)?;
+            let local_base = loader.positive("rope.freq_base_swa", base)?;
+            attention.push(Attention {
+                shape: shape.attention(window),
+                rope: loader.plain_rope(&shape, local_base, layout)?,
+            });
+        }
+    }
+    Decoder::load(loader, shape, attention, |loader, shape, index| {
+        let kind = if local_layers.contains(index) {
+            LOCAL
+        } else {
+            GLOBAL
+        };
+        let layer = layer(loader, shape, index)?;
+        Ok(Layer { kind, ..layer })
+    })
 }
 
 fn layer(loader: &mut Loader<'_>, shape: &Shape, index: u32) -> Result<Layer, LoadError> {

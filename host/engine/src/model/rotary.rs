@@ -5,6 +5,8 @@ use realm_kernels::{Rope, RopeLayout};
 use super::LoadError;
 use super::loader::{Loader, Shape};
 
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+
 /// How frequencies are changed for contexts longer than those of the training.
 struct Scaling {
     frequency: f32,            // of all pairs
@@ -54,27 +56,23 @@ impl Loader<'_> {
 
     fn scaling(&mut self, shape: &Shape, dims: usize, base: f32) -> Result<Scaling, LoadError> {
         let key = self.key("rope.scaling.type");
-        let ty = self.metadata().str(&key)?;
+        let ty = match self.metadata().str(&key)? {
+            Some(ty) => ty,
+            // Files of Phi 3 have the factors and do not say what they are.
+            None if self.has(LONG_FACTORS) => "longrope",
+            None => "linear",
+        };
         let mut scaling = Scaling {
             frequency: 1.0,
-            factors: self.optional_vector("rope_freqs.weight", dims / 2)?,
-            magnitude: 1.0,
+            factors: None,
+            magnitude: self.positive("rope.scaling.attn_factor", 1.0)?,
         };
         match ty {
-            None | Some("none") => {}
-            Some("linear") => {
-                scaling.frequency = 1.0 / self.positive("rope.scaling.factor", 1.0)?
+            "longrope" => scaling.factors = Some(self.long_rope(shape, dims)?),
+            "none" | "linear" | "yarn" => {
+                scaling.factors = self.optional_vector("rope_freqs.weight", dims / 2)?
             }
-            Some("yarn") => {
-                let yarn = self.yarn(shape)?;
-                scaling.factors = Some(yarn.factors(dims, base));
-                scaling.magnitude = yarn.magnitude();
-            }
-            Some("longrope") => {
-                scaling.factors = Some(self.long_rope(shape, dims)?);
-                scaling.magnitude = self.positive("rope.scaling.attn_factor", 1.0)?;
-            }
-            Some(other) => {
+            other => {
                 return Err(LoadError::Unsupported {
                     key,
                     value: other.to_owned(),
@@ -82,14 +80,32 @@ impl Loader<'_> {
                 });
             }
         }
+        if ty == "linear" {
+            let old_key = self.positive("rope.scale_linear", 1.0)?;
+            scaling.frequency = 1.0 / self.positive("rope.scaling.factor", old_key)?;
+        }
+        if ty == "yarn" {
+            let yarn = self.yarn(shape)?;
+            let mut factors = yarn.factors(dims, base);
+            for (factor, own) in factors.iter_mut().zip(scaling.factors.iter().flatten()) {
+                *factor *= own;
+            }
+            scaling.factors = Some(factors);
+            // What is stated here is all of it, where `attn_factor` comes on top.
+            scaling.magnitude *=
+                self.positive("rope.scaling.yarn_attn_factor", yarn.magnitude())?;
+        }
         Ok(scaling)
     }
 
     /// Source: arXiv:2402.13753. The file has factors for the context of the training and for longer ones. Keys stay in
     /// the cache as they were rotated, so that the choice is made once, for the longest context asked for.
     fn long_rope(&mut self, shape: &Shape, dims: usize) -> Result<Vec<f32>, LoadError> {
+        self.metadata()
+            .require_f32(&self.key("rope.scaling.attn_factor"))?;
+        self.refuse_unless("rope.scaling.factor", 1.0, "a factor beside LongRoPE's")?;
         let short = self.vector("rope_factors_short.weight", dims / 2)?;
-        let long = self.vector("rope_factors_long.weight", dims / 2)?;
+        let long = self.vector(LONG_FACTORS, dims / 2)?;
         let original = self.count("rope.scaling.original_context_length")?;
         Ok(match shape.context.min(self.context_max()) > original {
             true => long,
@@ -102,6 +118,8 @@ impl Loader<'_> {
             "rope.scaling.yarn_log_multiplier",
             "a YaRN magnitude of its own",
         )?;
+        let extrapolation = "an extrapolation factor of YaRN";
+        self.refuse_unless("rope.scaling.yarn_ext_factor", 1.0, extrapolation)?;
         let original = "rope.scaling.original_context_length";
         let original = match self.metadata().u32(&self.key(original))? {
             None => shape.context,
@@ -112,7 +130,6 @@ impl Loader<'_> {
             original,
             beta_fast: self.positive("rope.scaling.yarn_beta_fast", 32.0)?,
             beta_slow: self.positive("rope.scaling.yarn_beta_slow", 1.0)?,
-            attention_factor: self.positive("rope.scaling.attn_factor", 1.0)?,
         })
     }
 }
@@ -123,7 +140,6 @@ struct Yarn {
     original: u32, // context of the training
     beta_fast: f32,
     beta_slow: f32,
-    attention_factor: f32,
 }
 
 impl Yarn {
@@ -149,7 +165,7 @@ impl Yarn {
     }
 
     fn magnitude(&self) -> f32 {
-        self.attention_factor * (1.0 + 0.1 * self.factor.max(1.0).ln())
+        1.0 + 0.1 * self.factor.max(1.0).ln()
     }
 }
 
@@ -165,7 +181,6 @@ mod tests {
             original: 32_768,
             beta_fast: 32.0,
             beta_slow: 1.0,
-            attention_factor: 1.0,
         };
         let expected = [1.0f32, 1.0, 1.0, 1.333_333_4, 2.0, 4.0, 4.0, 4.0];
         for (ours, expected) in yarn.factors(16, 1e6).iter().zip(expected) {

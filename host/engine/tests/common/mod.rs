@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part of this module"
 )]
 
+pub(crate) mod files;
+
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
