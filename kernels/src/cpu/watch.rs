@@ -42,7 +42,7 @@ pub enum Unit {
 /// Type and shape of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
-    /// How the file stores them.
+    /// How the file stores them; the first, where matrices of several types are multiplied together.
     pub ty: BlockType,
     /// Output width, of all matrices of the operation together.
     pub rows: usize,

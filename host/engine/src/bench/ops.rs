@@ -44,6 +44,12 @@ impl Profile {
         self.ops.iter().map(|op| op.seconds).sum()
     }
 
+    /// Bytes of weights that all steps read.
+    pub fn weight_bytes(&self) -> u64 {
+        let with_weights = self.ops.iter().filter(|op| op.weights.is_some());
+        with_weights.map(|op| op.bytes).sum()
+    }
+
     /// Operations of all steps.
     pub fn calls(&self) -> u64 {
         self.ops.iter().map(|op| op.calls).sum()

@@ -128,6 +128,8 @@ struct Step {
     ms: f64,              // of one step
     in_ops_share: f64,    // of that
     fork_join_share: f64, // at most: a fork and join for each operation
+    weight_mb: f64,       // read in a step
+    read_share: f64,      // of the ceiling: those weights in this time
     ops: Vec<Operation>,
 }
 
@@ -290,6 +292,7 @@ impl From<Ceilings> for Limits {
 impl Step {
     fn new(work: String, profile: &Profile, ceilings: &Ceilings) -> Step {
         let steps = profile.steps as f64;
+        let weight_bytes = profile.weight_bytes() as f64;
         let ops = profile.ops.iter().map(|op| {
             let (unit, arithmetic_max) = match op.unit {
                 Unit::Int8 => ("int8", ceilings.int8_ops_s),
@@ -317,6 +320,8 @@ impl Step {
             ms: profile.seconds * 1e3 / steps,
             in_ops_share: profile.seconds_in_ops() / profile.seconds,
             fork_join_share: profile.calls() as f64 * ceilings.fork_join_s / profile.seconds,
+            weight_mb: weight_bytes / steps / 1e6,
+            read_share: weight_bytes / profile.seconds / ceilings.read_bytes_s,
             ops: ops.collect(),
         }
     }

@@ -80,9 +80,12 @@ fn rates(report: &Report) -> Result<()> {
 
 fn operations(step: &Step) -> Result<()> {
     line(&format!(
-        "{}: {:.3} ms a step; {:.1} % in operations, of which forking and joining {:.1} % at the most",
+        "{}: {:.3} ms a step for {:.0} MB of weights, {:.0} % of reading; {:.1} % in operations, of which forking and \
+         joining {:.1} % at the most",
         step.work,
         step.ms,
+        step.weight_mb,
+        100.0 * step.read_share,
         100.0 * step.in_ops_share,
         100.0 * step.fork_join_share
     ))?;
