@@ -120,6 +120,9 @@ impl Kernel for Item<'_> {
     }
 }
 
+/// Queries that go together at most: a head's keys and the sums of its values leave registers for no more.
+const QUERIES_MAX: usize = 8;
+
 impl Item<'_> {
     /// `count` rows of one sequence, from `start` on: as many queries at a time as the registers hold, those of a head
     /// side by side.
@@ -128,7 +131,7 @@ impl Item<'_> {
         let queries = count * (self.shape.heads / self.shape.kv_heads);
         let mut at = 0;
         while at < queries {
-            let n = (queries - at).min(S::TILE_ROWS);
+            let n = (queries - at).min(S::TILE_ROWS).min(QUERIES_MAX);
             match n {
                 1 => self.attend::<S, 1>(s, start, count, at),
                 2 => self.attend::<S, 2>(s, start, count, at),

@@ -112,7 +112,7 @@ impl Kernel for Int8 {
         let codes = [unsafe { s.load_codes(bytes.as_ptr()) }; 4];
         macro_rules! multiply {
             ($n:literal) => {{
-                let mut dots = [s.int_zero(); $n];
+                let mut dots = [s.int_splat(0); $n];
                 for _ in 0..self.rounds {
                     let x = black_box(x.as_ptr());
                     for dot in &mut dots {

@@ -61,7 +61,7 @@ impl Cpu {
     ) {
         assert!(x.len().is_multiple_of(width), "whole rows");
         let _watched = self.watch(|| Op::plain("activate", 2 * size_of_val(x), 20 * x.len()));
-        out.reshape(x.len() / width, width, self.rounding);
+        out.reshape(self, x.len() / width, width);
         self.fill(out, |row, values| {
             let x = &x[row * width..(row + 1) * width];
             self.isa.run(Activate { x, act, values });

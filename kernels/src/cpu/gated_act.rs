@@ -1,6 +1,5 @@
 //! The gated half of a feed-forward layer: two matrices, the activation and the quantisation for the third.
 
-use super::activations::Quantize;
 use super::matmul::{Sink, Write};
 use super::matrix::PANEL_ROWS;
 use super::shared::SharedOut;
@@ -29,12 +28,11 @@ impl Cpu {
         );
         let _watched = self.watch(|| Op::product("gate, up", &[gate, up], x, self.rounding));
         let (rows, width) = (x.rows(), up.rows());
-        out.reshape(rows, width, self.rounding);
+        out.reshape(self, rows, width);
         if tmp.len() < rows * width {
             tmp.resize(rows * width, 0.0);
         }
-        let per_row = out.groups_per_row();
-        let (values, groups) = out.parts();
+        let (values, quantizer) = out.parts();
         let gated = SharedOut::new(tmp);
         self.split(up.panels(), 2 * up.cols() * PANEL_ROWS * rows, |panels| {
             // The gate of these columns is still in the cache when `up` is multiplied into it.
@@ -53,7 +51,7 @@ impl Cpu {
             // SAFETY: as above, and of `values`.
             unsafe { self.panels(up, x, panels, second) };
         });
-        if per_row == 0 {
+        if !quantizer.has_codes() {
             return;
         }
         self.split(rows, width, |range| {
@@ -61,8 +59,7 @@ impl Cpu {
                 // SAFETY: every row belongs to one task.
                 let values = unsafe { values.part(row * width..(row + 1) * width) };
                 // SAFETY: as above.
-                let groups = unsafe { groups.part(row * per_row..(row + 1) * per_row) };
-                self.isa.run(Quantize { values, groups });
+                unsafe { quantizer.run(self, row, values) };
             }
         });
     }

@@ -57,6 +57,19 @@ impl Isa {
         }
     }
 
+    /// How many activation rows a matrix tile takes at once.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self.0 {
+            Token::Scalar(_) => Scalar::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => Avx2::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => Avx512::TILE_ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Token::Neon(_) => Neon::TILE_ROWS,
+        }
+    }
+
     /// Runs the kernel with this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {

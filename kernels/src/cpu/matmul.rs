@@ -4,11 +4,11 @@
 //! hold: the codes of a group are unpacked once for a tile and multiplied with every row of it. An output element is one
 //! lane of one accumulator, summed over the groups in order, so it is the same in a tile of any size.
 
-use super::activations::{ActivationGroup, TERMS_MAX};
+use super::activations::{ActivationGroup, TERMS_MAX, tiles};
 use super::isa::Kernel;
 use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
-use super::simd::Simd;
+use super::simd::{SUM_ZERO, Simd};
 use super::watch::Op;
 use super::{Activation, Activations, Cpu, Matrix, Rounding};
 use crate::quant::{BlockType, Scales};
@@ -185,31 +185,27 @@ impl Cpu {
     }
 }
 
-/// Calls `$body` with `$tile_rows` the constant number of rows, for tiles that cover `0..rows`.
-macro_rules! tiles {
-    ($rows:expr, |$row:ident, $count:ident| $body:expr) => {{
-        let rows = $rows;
-        let mut $row = 0;
-        while $row < rows {
-            let count = rows.saturating_sub($row).min(S::TILE_ROWS);
-            macro_rules! tile {
-                ($n:literal) => {{
-                    const $count: usize = $n;
-                    $body
-                }};
-            }
-            match count {
-                1 => tile!(1),
-                2 => tile!(2),
-                3 => tile!(3),
-                4 => tile!(4),
-                5 if S::TILE_ROWS > 4 => tile!(5),
-                6 if S::TILE_ROWS > 4 => tile!(6),
-                7 if S::TILE_ROWS > 4 => tile!(7),
-                8 if S::TILE_ROWS > 4 => tile!(8),
-                _ => unreachable!("tiles have at most 8 rows"),
-            }
-            $row += count;
+/// `$body` with the constant `$count` as many as a tile has rows.
+macro_rules! of_rows {
+    ($rows:expr, |$count:ident| $body:expr) => {{
+        macro_rules! tile {
+            ($n:literal) => {{
+                const $count: usize = $n;
+                $body
+            }};
+        }
+        match $rows {
+            1 => tile!(1),
+            2 => tile!(2),
+            3 => tile!(3),
+            4 => tile!(4),
+            5 if S::TILE_ROWS > 4 => tile!(5),
+            6 if S::TILE_ROWS > 4 => tile!(6),
+            7 if S::TILE_ROWS > 4 => tile!(7),
+            8 if S::TILE_ROWS > 4 => tile!(8),
+            10 if S::TILE_ROWS > 8 => tile!(10),
+            12 if S::TILE_ROWS > 8 => tile!(12),
+            rows => unreachable!("no tile has {rows} rows"),
         }
     }};
 }
@@ -232,58 +228,58 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool> Kernel
         let block = (BLOCK_BYTES / self.w.panel(self.panels.start).len().max(1)).max(1);
         for start in self.panels.clone().step_by(block) {
             let panels = start..self.panels.end.min(start + block);
-            // The terms of a row are rows of a tile like others, so that its weights are unpacked once for all of them.
-            let terms = self.x.terms();
-            tiles!(self.x.rows() * terms, |part, N| {
-                let x: [&[ActivationGroup]; N] =
-                    std::array::from_fn(|i| self.x.groups((part + i) / terms, (part + i) % terms));
-                for panel in panels.clone() {
-                    let bytes = self.w.panel(panel);
-                    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                        let y = quant_tile::<S, BITS, SCALES, TABLE, N>(
-                            s,
-                            self.layout,
-                            bytes,
-                            lane,
-                            &x,
-                        );
-                        let column = panel * PANEL_ROWS + lane;
-                        if terms == 1 {
-                            put(s, self.sink, part, column, &y);
-                            continue;
-                        }
-                        // Tiles hold an even number of rows, and no row has more than two terms.
-                        for (pair, y) in y.as_chunks::<TERMS_MAX>().0.iter().enumerate() {
-                            let row = part / TERMS_MAX + pair;
-                            put(s, self.sink, row, column, &[s.add(y[0], y[1])]);
-                        }
-                    }
+            for tile in self.x.tiles() {
+                of_rows!(tile.len(), |N| self.tile::<S, N>(s, panels.clone(), &tile));
+            }
+        }
+    }
+}
+
+impl<const BITS: u32, const SCALES: u8, const TABLE: bool> QuantPanels<'_, BITS, SCALES, TABLE> {
+    /// Some panels times a tile. The terms of a row are parts of it like others, so that weights are unpacked once for all
+    /// of them.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&self, s: S, panels: Range<usize>, tile: &Range<usize>) {
+        let terms = self.x.terms();
+        let x = self.x.tile::<N>(tile);
+        for panel in panels {
+            let bytes = self.w.panel(panel);
+            for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+                let y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, self.layout, bytes, lane, x);
+                let column = panel * PANEL_ROWS + lane;
+                if terms == 1 {
+                    put(s, self.sink, tile.start, column, &y);
+                    continue;
                 }
-            });
+                // Tiles hold an even number of parts, and no row has more than two terms.
+                for (pair, y) in y.as_chunks::<TERMS_MAX>().0.iter().enumerate() {
+                    let row = tile.start / TERMS_MAX + pair;
+                    put(s, self.sink, row, column, &[s.add(y[0], y[1])]);
+                }
+            }
         }
     }
 }
 
 /// `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
+///
+/// - `x`: `[groups]`, see [`Activations::tile`].
 #[inline(always)]
 fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize>(
     s: S,
     layout: &PanelLayout,
     panel: &[u8],
     lane: usize,
-    x: &[&[ActivationGroup]; N],
+    x: &[[ActivationGroup; N]],
 ) -> [S::F; N] {
     let mut acc = [s.splat(0.0); N];
-    let groups = x[0].len();
+    let groups = x.len();
     let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
     assert!(
         layout.scales_at == groups * group_bytes && panel.len() >= layout.end,
         "a panel of this layout"
     );
-    assert!(
-        x.iter().all(|x| x.len() == groups) && lane + S::LANES <= PANEL_ROWS,
-        "rows as wide as the panel"
-    );
+    assert!(lane + S::LANES <= PANEL_ROWS, "rows of the panel");
     let halves = SCALES == Scales::SuperHalves as u8 || SCALES == Scales::SuperAffineHalves as u8;
     // Codes through a table are bytes, whatever the width they are stored in.
     let signed = (BITS == 8 || TABLE) && S::SIGNED_BYTES;
@@ -292,7 +288,7 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
         true => levels.map(|level| level.wrapping_add(128 - layout.coding.zero)),
         false => levels,
     });
-    for g in 0..groups {
+    for (g, x) in x.iter().enumerate() {
         // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
         // every access is to the `LANES` rows from `lane` on, and `lane + LANES <= 16`.
         let (scales, mins) =
@@ -307,45 +303,37 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
         }
         let next_scales = panel.as_ptr().wrapping_add(layout.end + layout.scales_at);
         s.prefetch(next_scales.wrapping_add(g * layout.scale_bytes));
-        let mut dots = [s.int_zero(); N];
+        let mut dots = [s.int_splat(SUM_ZERO); N];
         // SAFETY: as above: the lines of group `g`.
         let codes = unsafe { unpack::<S, BITS, TABLE, 0>(s, table, lines) };
-        for i in 0..N {
-            // SAFETY: `g < groups`, the length of every row; the first 16 of a group's 32 codes.
-            dots[i] = unsafe {
-                let x = x[i].get_unchecked(g).codes.as_ptr();
-                dot::<S, BITS, TABLE>(s, dots[i], &codes, x)
-            };
+        for (dot, x) in dots.iter_mut().zip(x) {
+            // SAFETY: the first 16 of a group's 32 codes.
+            *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr()) };
         }
         if halves {
-            for i in 0..N {
-                // SAFETY: `g < groups`.
-                let x = unsafe { x[i].get_unchecked(g) };
-                let y = s.mul(s.int_to_float(dots[i]), scales[0]);
-                acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
+            let shift = s.sum_shift(scales[0]);
+            for ((acc, dot), x) in acc.iter_mut().zip(&mut dots).zip(x) {
+                let y = s.scale_sum(*dot, scales[0], shift);
+                *acc = s.mul_add(y, s.splat(x.scale), *acc);
                 if !signed {
-                    acc[i] = s.mul_add(mins[0], s.splat(x.half_sums[0]), acc[i]);
+                    *acc = s.mul_add(mins[0], s.splat(x.half_sums[0]), *acc);
                 }
-                dots[i] = s.int_zero();
+                *dot = s.int_splat(SUM_ZERO);
             }
         }
         // SAFETY: as above: the lines of group `g`.
         let codes = unsafe { unpack::<S, BITS, TABLE, 1>(s, table, lines) };
-        for i in 0..N {
-            // SAFETY: `g < groups`; the last 16 of a group's 32 codes.
-            dots[i] = unsafe {
-                let x = x[i].get_unchecked(g).codes.as_ptr().add(16);
-                dot::<S, BITS, TABLE>(s, dots[i], &codes, x)
-            };
+        for (dot, x) in dots.iter_mut().zip(x) {
+            // SAFETY: the last 16 of a group's 32 codes.
+            *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr().add(16)) };
         }
-        for i in 0..N {
-            // SAFETY: `g < groups`.
-            let x = unsafe { x[i].get_unchecked(g) };
-            let y = s.mul(s.int_to_float(dots[i]), scales[1]);
-            acc[i] = s.mul_add(y, s.splat(x.scale), acc[i]);
+        let shift = s.sum_shift(scales[1]);
+        for ((acc, &dot), x) in acc.iter_mut().zip(&dots).zip(x) {
+            let y = s.scale_sum(dot, scales[1], shift);
+            *acc = s.mul_add(y, s.splat(x.scale), *acc);
             if !signed {
                 let sum = if halves { x.half_sums[1] } else { x.sum };
-                acc[i] = s.mul_add(mins[1], s.splat(sum), acc[i]);
+                *acc = s.mul_add(mins[1], s.splat(sum), *acc);
             }
         }
     }
@@ -357,7 +345,7 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
 /// # Safety
 /// 16 bytes are readable at `x`.
 #[inline(always)]
-unsafe fn dot<S: Simd, const BITS: u32, const TABLE: bool>(
+unsafe fn add_dot<S: Simd, const BITS: u32, const TABLE: bool>(
     s: S,
     acc: S::I,
     codes: &[S::C; 4],
@@ -435,8 +423,8 @@ unsafe fn scales<S: Simd, const SCALES: u8, const TABLE: bool>(
             }
             _ => {
                 let (scale, min) = (of_block(), min_of_block());
-                let [first, second] =
-                    [lane, PANEL_ROWS + lane].map(|at| nibbles(s, s.load_u8(group.add(at))));
+                let first = nibbles(s, s.load_u8(group.add(lane)));
+                let second = nibbles(s, s.load_u8(group.add(PANEL_ROWS + lane)));
                 (
                     [s.mul(scale, first[0]), s.mul(scale, second[0])],
                     [s.mul(min, first[1]), s.mul(min, second[1])],
@@ -626,28 +614,45 @@ fn float_panel<S: Simd, E: Element>(
     panel: usize,
     sink: Sink<'_>,
 ) {
+    /// Each row has a pointer of its own.
+    const ROWS_MAX: usize = 8;
+    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+        for tile in tiles(x.rows(), S::TILE_ROWS.min(ROWS_MAX)) {
+            of_rows!(tile.len(), |N| {
+                let y = float_tile::<S, E, N>(s, weights, lane, x, tile.start);
+                put(s, sink, tile.start, panel * PANEL_ROWS + lane, &y);
+            });
+        }
+    }
+}
+
+/// `LANES` weight rows of a `[cols, 16]` panel, from `lane` on, times the activation rows `row..row + N`.
+#[inline(always)]
+fn float_tile<S: Simd, E: Element, const N: usize>(
+    s: S,
+    weights: &[u8],
+    lane: usize,
+    x: &Activations,
+    row: usize,
+) -> [S::F; N] {
+    let x: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
+    let cols = x[0].len();
+    assert!(x.iter().all(|x| x.len() == cols));
     assert!(
-        weights.len() >= x.cols() * PANEL_ROWS * E::BYTES,
+        lane + S::LANES <= PANEL_ROWS && weights.len() >= cols * PANEL_ROWS * E::BYTES,
         "a whole panel"
     );
-    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-        tiles!(x.rows(), |row, N| {
-            let x: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
-            let cols = x[0].len();
-            assert!(x.iter().all(|x| x.len() == cols));
-            let mut acc = [s.splat(0.0); N];
-            for k in 0..cols {
-                let at = (k * PANEL_ROWS + lane) * E::BYTES;
-                // SAFETY: row `k` of the `[cols, 16]` panel, the `LANES` elements from `lane` on.
-                let w = unsafe { E::load(s, weights.as_ptr().add(at)) };
-                for i in 0..N {
-                    // SAFETY: `k < cols`, the length of every row.
-                    acc[i] = s.mul_add(w, s.splat(unsafe { *x[i].get_unchecked(k) }), acc[i]);
-                }
-            }
-            put(s, sink, row, panel * PANEL_ROWS + lane, &acc);
-        });
+    let mut acc = [s.splat(0.0); N];
+    for k in 0..cols {
+        let at = (k * PANEL_ROWS + lane) * E::BYTES;
+        // SAFETY: row `k` of the panel, the `LANES` elements from `lane` on.
+        let w = unsafe { E::load(s, weights.as_ptr().add(at)) };
+        for i in 0..N {
+            // SAFETY: `k < cols`, the length of every row.
+            acc[i] = s.mul_add(w, s.splat(unsafe { *x[i].get_unchecked(k) }), acc[i]);
+        }
     }
+    acc
 }
 
 /// Writes the finished elements of a tile: columns `column..column + LANES`, as far as the output is wide.

@@ -56,7 +56,7 @@ impl Cpu {
         let width = weight.len();
         assert!(x.len().is_multiple_of(width), "whole rows");
         let _watched = self.watch(|| Op::plain("norm, quantize", 2 * size_of_val(x), 8 * x.len()));
-        out.reshape(x.len() / width, width, self.rounding);
+        out.reshape(self, x.len() / width, width);
         self.fill(out, |row, out| {
             let x = &x[row * width..(row + 1) * width];
             self.isa.run(NormRow {
@@ -138,7 +138,7 @@ impl Cpu {
         );
         let _watched =
             self.watch(|| Op::plain("layer norm, quantize", 2 * size_of_val(x), 11 * x.len()));
-        out.reshape(x.len() / width, width, self.rounding);
+        out.reshape(self, x.len() / width, width);
         self.fill(out, |row, out| {
             let x = &x[row * width..(row + 1) * width];
             self.isa.run(LayerNormRow { x, norm, out });

@@ -158,9 +158,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn int_zero(self) -> __m256i {
+    fn int_splat(self, n: i32) -> __m256i {
         // SAFETY: `self` proves the instructions.
-        unsafe { _mm256_setzero_si256() }
+        unsafe { _mm256_set1_epi32(n) }
+    }
+    #[inline(always)]
+    fn int_bits(self, a: __m256i) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm256_castsi256_ps(a) }
     }
     #[inline(always)]
     fn int_to_float(self, a: __m256i) -> __m256 {

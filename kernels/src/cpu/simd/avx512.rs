@@ -23,7 +23,7 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const TILE_ROWS: usize = 8;
+    const TILE_ROWS: usize = 12;
     const SIGNED_BYTES: bool = false;
     type F = __m512;
     type I = __m512i;
@@ -144,9 +144,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn int_zero(self) -> __m512i {
+    fn int_splat(self, n: i32) -> __m512i {
         // SAFETY: `self` proves the instructions.
-        unsafe { _mm512_setzero_si512() }
+        unsafe { _mm512_set1_epi32(n) }
+    }
+    #[inline(always)]
+    fn int_bits(self, a: __m512i) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_castsi512_ps(a) }
     }
     #[inline(always)]
     fn int_to_float(self, a: __m512i) -> __m512 {

@@ -12,6 +12,12 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
+/// What integer sums start from that [`Simd::scale_sum`] finishes: the bits of 1.5 * 2^23. Around it one more in the bits
+/// of a float is one more in its value, so that a sum within ±2^22 is a float without a conversion.
+pub(crate) const SUM_ZERO: i32 = 0x4B40_0000;
+/// [`SUM_ZERO`] as a float.
+pub(crate) const SUM_ZERO_VALUE: f32 = 12_582_912.0;
+
 /// A vector of `LANES` f32, and what goes with it.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Lanes of `F` and `I`; divides [`PANEL_ROWS`](super::matrix::PANEL_ROWS).
@@ -78,8 +84,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Largest lane.
     fn max_lane(self, a: Self::F) -> f32;
 
-    fn int_zero(self) -> Self::I;
+    fn int_splat(self, n: i32) -> Self::I;
     fn int_to_float(self, a: Self::I) -> Self::F;
+    /// The floats whose bits these are.
+    fn int_bits(self, a: Self::I) -> Self::F;
     /// Asks for the line at `p` to be brought into the second-level cache; any address will do.
     fn prefetch(self, p: *const u8);
     /// # Safety
@@ -104,6 +112,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
         codes: &[Self::C; 4],
         x: *const i8,
     ) -> Self::I;
+
+    /// What [`scale_sum`](Simd::scale_sum) needs beside `scale`: exact for scales of up to 22 significant bits, below 2^104.
+    #[inline(always)]
+    fn sum_shift(self, scale: Self::F) -> Self::F {
+        self.mul(scale, self.splat(-SUM_ZERO_VALUE))
+    }
+    /// `n * scale` of a sum that is [`SUM_ZERO`]` + n`, rounded once.
+    #[inline(always)]
+    fn scale_sum(self, sum: Self::I, scale: Self::F, shift: Self::F) -> Self::F {
+        self.mul_add(self.int_bits(sum), scale, shift)
+    }
 
     /// `e^x` within 2 ULP or so; below −87 it is about 1e-38, above 88 about 1e38.
     #[inline(always)]

@@ -166,9 +166,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn int_zero(self) -> int32x4_t {
+    fn int_splat(self, n: i32) -> int32x4_t {
         // SAFETY: `self` proves the instructions.
-        unsafe { vdupq_n_s32(0) }
+        unsafe { vdupq_n_s32(n) }
+    }
+    #[inline(always)]
+    fn int_bits(self, a: int32x4_t) -> float32x4_t {
+        // SAFETY: `self` proves the instructions.
+        unsafe { vreinterpretq_f32_s32(a) }
     }
     #[inline(always)]
     fn int_to_float(self, a: int32x4_t) -> float32x4_t {

@@ -1,6 +1,6 @@
 //! The vector operations on plain arrays: for machines with none of the others, and what other instruction sets are compared with.
 
-use super::Simd;
+use super::{SUM_ZERO_VALUE, Simd};
 use half::{bf16, f16};
 
 const LANES: usize = 16;
@@ -133,8 +133,19 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn int_zero(self) -> Self::I {
-        [0; LANES]
+    fn int_splat(self, n: i32) -> Self::I {
+        [n; LANES]
+    }
+    #[inline(always)]
+    fn int_bits(self, a: Self::I) -> Self::F {
+        a.map(|v| f32::from_bits(v as u32))
+    }
+    #[inline(always)]
+    fn scale_sum(self, sum: Self::I, scale: Self::F, _: Self::F) -> Self::F {
+        // The default needs a fused operation.
+        zip(self.int_bits(sum), scale, |sum, scale| {
+            (sum - SUM_ZERO_VALUE) * scale
+        })
     }
     #[inline(always)]
     fn int_to_float(self, a: Self::I) -> Self::F {
