@@ -24,7 +24,8 @@ pub(crate) const TERMS_MAX: usize = 2;
 /// Rows of activations, made once for all matrices that read them. Scratch: reused from call to call, it only grows.
 ///
 /// The codes of a row's activations are one part, or two where an activation is the sum of two codes. Parts lie in tiles of
-/// as many as a kernel takes at once, side by side: it walks a tile as one stream, with one pointer.
+/// as many as a kernel takes at once, side by side: it walks a tile as one stream, with one pointer. How many these are is
+/// a matter of the instruction set, so that only a [`Cpu`] of the same one reads them.
 #[derive(Default)]
 pub struct Activations {
     rows: usize,
