@@ -3,6 +3,7 @@
 //! Time spent waiting (for the model, for the client) costs nothing, and neither does a busy machine, because it is
 //! the thread's own clock. Epoch ticks only decide how often a running component is asked to look.
 
+use crate::ticker::Ticker;
 use rustix::time::{ClockId, clock_gettime};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -66,17 +67,19 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(timed).await?)
 }
 
-/// A future whose polls are charged to a meter, and which ends when that is spent.
+/// A future whose polls are charged to a meter and ticked, and which ends when the meter is spent.
 pub(crate) struct Metered<F> {
     future: Pin<Box<F>>,
     meter: Arc<CpuMeter>,
+    ticker: Arc<Ticker>,
 }
 
 impl<F> Metered<F> {
-    pub(crate) fn new(future: F, meter: Arc<CpuMeter>) -> Metered<F> {
+    pub(crate) fn new(future: F, meter: Arc<CpuMeter>, ticker: Arc<Ticker>) -> Metered<F> {
         Metered {
             future: Box::pin(future),
             meter,
+            ticker,
         }
     }
 }
@@ -85,14 +88,17 @@ impl<F: Future> Future for Metered<F> {
     type Output = Result<F::Output, CpuBudgetSpent>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
         let began = thread_ns();
-        self.meter.poll_began_ns.store(began, Ordering::Relaxed);
-        let polled = self.future.as_mut().poll(context);
-        self.meter.charge_ns(thread_ns().saturating_sub(began));
+        this.meter.poll_began_ns.store(began, Ordering::Relaxed);
+        let running = this.ticker.running();
+        let polled = this.future.as_mut().poll(context);
+        drop(running);
+        this.meter.charge_ns(thread_ns().saturating_sub(began));
         match polled {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             // Work between two ticks that never looks up: many short host calls, each with a wait.
-            Poll::Pending if self.meter.is_spent() => Poll::Ready(Err(CpuBudgetSpent)),
+            Poll::Pending if this.meter.is_spent() => Poll::Ready(Err(CpuBudgetSpent)),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -113,9 +119,11 @@ mod tests {
     #[tokio::test]
     async fn waiting_is_free_and_working_is_not() {
         let meter = CpuMeter::new(50);
+        let ticker = Arc::new(Ticker::start(Duration::from_secs(1), || ()).expect("a thread"));
         let waits = Metered::new(
             tokio::time::sleep(Duration::from_millis(120)),
             Arc::clone(&meter),
+            Arc::clone(&ticker),
         );
         assert!(waits.await.is_ok());
 
@@ -126,6 +134,6 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(Metered::new(works, meter).await.is_err());
+        assert!(Metered::new(works, meter, ticker).await.is_err());
     }
 }

@@ -2,12 +2,8 @@
 //!
 //! Artifacts are compiled and run under the same settings; only the pool is the runner's alone.
 
-use crate::SandboxError;
 use std::num::NonZeroUsize;
-use std::time::Duration;
-use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
-};
+use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
 /// The most linear memory a component can be given, and the address space of one memory in the pool. Far below the
 /// 4 GiB a guard region could stand in for, so that compiled code checks its bounds, and does it without speculation.
@@ -82,23 +78,4 @@ pub(crate) fn runner(instances_max: u32) -> Config {
     let mut config = common();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
-}
-
-/// Starts the thread that makes running components look up. It ends with the engine.
-pub(crate) fn start_ticker(engine: &Engine, tick: Duration) -> Result<(), SandboxError> {
-    let engine = engine.weak();
-    let tick_forever = move || {
-        loop {
-            std::thread::sleep(tick);
-            match engine.upgrade() {
-                Some(engine) => engine.increment_epoch(),
-                None => return,
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("sandbox-ticker".into())
-        .spawn(tick_forever)
-        .map(drop)
-        .map_err(|error| SandboxError::Runtime(format!("cannot start the ticker: {error}")))
 }

@@ -8,6 +8,7 @@ use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
 use crate::log::{LogLevel, LogSink, printable};
 use crate::request::{Request, RequestKind};
 use crate::state::{State, UsageMeter};
+use crate::ticker::Ticker;
 use crate::{CallError, Inner, Tenant, describe};
 use realm_engine::{StopReason, TokenLogprob, Usage};
 use std::sync::Arc;
@@ -167,6 +168,7 @@ pub(crate) struct Call<'a> {
     store: Store<State>,
     wall: Duration,
     log: LogSink,
+    ticker: Arc<Ticker>,
     pub(crate) usage: Arc<UsageMeter>,
     // After the store: the slot is free when the memory is.
     _permit: OwnedSemaphorePermit,
@@ -200,6 +202,7 @@ impl<'a> Call<'a> {
             store,
             wall,
             log,
+            ticker: Arc::clone(&inner.ticker),
             usage,
             _permit: permit,
         })
@@ -217,6 +220,7 @@ impl<'a> Call<'a> {
             mut store,
             wall,
             log,
+            ticker,
             _permit,
             ..
         } = self;
@@ -225,7 +229,7 @@ impl<'a> Call<'a> {
             let component = workflow.pre().instantiate_async(&mut store).await?;
             body(&mut store, component).await
         };
-        let ended = tokio::time::timeout(wall, Metered::new(limited, cpu)).await;
+        let ended = tokio::time::timeout(wall, Metered::new(limited, cpu, ticker)).await;
         let result = match ended {
             Err(_) => Err(CallError::deadline(wall)),
             Ok(Err(CpuBudgetSpent)) => Err(cpu_budget(store.data())),

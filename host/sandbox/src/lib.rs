@@ -21,12 +21,14 @@ mod log;
 mod request;
 mod state;
 mod tenant;
+mod ticker;
 mod validate;
 mod wasi;
 
 use component::Loader;
 use std::sync::Arc;
 use std::time::Duration;
+use ticker::Ticker;
 use tokio::sync::Semaphore;
 
 pub use compile_worker::compile_worker_main;
@@ -56,6 +58,7 @@ pub struct Sandbox {
 
 pub(crate) struct Inner {
     loader: Loader,
+    ticker: Arc<Ticker>,
     config: SandboxConfig,
     hooks: Arc<dyn Hooks>,
     /// One permit per pool slot: a full pool is an answer at once and not a wait.
@@ -63,18 +66,21 @@ pub(crate) struct Inner {
 }
 
 impl Sandbox {
-    /// Reserves the instance pool and starts the thread that ticks CPU budgets.
+    /// Reserves the instance pool and starts the thread that makes running components look at their budgets.
     ///
     /// # Errors
     /// When the limits contradict each other or the pool's address space cannot be had.
     pub fn new(config: SandboxConfig, hooks: Arc<dyn Hooks>) -> Result<Sandbox, SandboxError> {
         config.check()?;
         let loader = Loader::new(&config)?;
-        engine_config::start_ticker(loader.engine(), Duration::from_millis(config.epoch_tick_ms))?;
+        let engine = loader.engine().clone();
+        let tick = Duration::from_millis(config.epoch_tick_ms);
+        let ticker = Arc::new(Ticker::start(tick, move || engine.increment_epoch())?);
         let instances = Arc::new(Semaphore::new(config.instances_max as usize));
         Ok(Sandbox {
             inner: Arc::new(Inner {
                 loader,
+                ticker,
                 config,
                 hooks,
                 instances,
