@@ -29,8 +29,8 @@ impl World {
 
     /// Puts a fixture in the place of the model file.
     fn take(&self, fixture: &str) {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
-        fs::write(self.model(), fs::read(fixtures.join(fixture)).expect(IO)).expect(IO);
+        let fixture = Path::new("tests/fixtures/zoo").join(fixture);
+        fs::write(self.model(), fs::read(fixture).expect(IO)).expect(IO);
     }
 
     fn model(&self) -> PathBuf {
