@@ -999,7 +999,7 @@ fn attention_is_the_reference() {
             .flat_map(|shape| KV_TYPES.map(|ty| (shape, ty)))
         {
             let cpu = Cpu::with_isa(isa, 2);
-            let cache = cache(&mut random, &cpu, shape, ty, &[1, 16, 75]);
+            let cache = cache(&mut random, &cpu, shape, ty, &[1, 16, 175]);
             let tables: Vec<&[u32]> = cache.tables.iter().map(Vec::as_slice).collect();
             let rows: Vec<AttentionRow> = [
                 (2, 0),
@@ -1010,6 +1010,9 @@ fn attention_is_the_reference() {
                 (2, 16),
                 (1, 7),
                 (2, 48),
+                (2, 174),
+                (2, 63),
+                (2, 64),
             ]
             .into_iter()
             // And a prompt's run of rows across blocks.

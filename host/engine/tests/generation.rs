@@ -75,7 +75,7 @@ fn a_chat_is_answered_and_its_turn_ended() {
     let client = engine.client();
     let message = ChatMessage {
         role: "user".to_owned(),
-        content: "Hello!".to_owned(),
+        content: "Hi, who are you?".to_owned(),
         name: None,
         tool_call_id: None,
         tool_calls: Vec::new(),
@@ -85,6 +85,7 @@ fn a_chat_is_answered_and_its_turn_ended() {
         .chat_tokens(&[message], &[], true)
         .expect("the template renders");
     let answers = start(&client, &[sequence(&client, &prompt)], 300);
+    // However activations are rounded: other words may differ.
     assert!(answers[0].text.contains("help"), "{}", answers[0].text);
     let end = Some(Finish::Stopped(StopReason::EndOfTurn));
     assert_eq!(answers[0].finished, end, "{}", answers[0].text);

@@ -1,22 +1,29 @@
-//! Attention over paged keys and values: one pass, block by block, with a running softmax.
+//! Attention over paged keys and values: one pass, a chunk of blocks at a time, with a running softmax.
 //!
-//! Queries that read the same keys go through the blocks together: the heads that share a key head, and the rows of a
-//! prompt. A query takes part only in its own visible blocks and tokens, in order, so its result is the same alone.
+//! Queries that read the same keys go through a chunk together: the heads that share a key head, and the rows of a
+//! prompt. Chunks begin at the same positions for every query, and a query counts only its own visible tokens, in order:
+//! its result is the same alone.
 
-mod q8;
+mod block;
+mod tile;
 
+use super::activations::tiles;
 use super::isa::Kernel;
-use super::kv::HeadBlock;
+use super::kv::{HeadBlock, KvType};
+use super::matmul::of_rows;
 use super::shared::SharedOut;
 use super::simd::Simd;
 use super::watch::Op;
 use super::{Cpu, KvLayer};
 use crate::shapes::{AttentionRow, AttentionShape, BLOCK_TOKENS};
-use half::f16;
+use block::{Block, Chunk, Codes, Halves, Scales};
+use std::array::from_fn;
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
+use tile::Tile;
 
 /// Rows a task walks together at most.
-const ROWS_MAX: usize = 8;
+const ROWS_MAX: usize = 16;
 
 impl Cpu {
     /// Every query head attends to the positions its row may see.
@@ -60,7 +67,9 @@ impl Cpu {
         let cost = 2 * longest * together * width / shape.kv_heads;
         let out = SharedOut::new(out);
         self.split(items, cost, |range| {
-            for item in range {
+            let mut scratch = Scratch::default();
+            // Later rows of a prompt see more: they go first, so that the threads end together.
+            for item in range.map(|item| items - 1 - item) {
                 let (start, kv_head) = (item / shape.kv_heads * together, item % shape.kv_heads);
                 let rows_here = start..rows.len().min(start + together);
                 self.isa.run(Item {
@@ -72,6 +81,7 @@ impl Cpu {
                     tables,
                     shape,
                     out: &out,
+                    scratch: &mut scratch,
                 });
             }
         });
@@ -90,6 +100,13 @@ fn work(kv: &KvLayer, rows: &[AttentionRow], shape: &AttentionShape) -> Op {
     Op::plain("attention", bytes, seen * shape.heads * shape.head_dim * 4)
 }
 
+/// Blocks that go through the softmax together, and their tokens.
+const CHUNK_BLOCKS: usize = 4;
+const CHUNK_TOKENS: usize = CHUNK_BLOCKS * BLOCK_TOKENS;
+
+/// Queries that go through a chunk together at most: what is kept of them has to stay in a cache.
+const QUERIES_MAX: usize = 64;
+
 /// The queries of some rows that read one key head.
 struct Item<'a> {
     q: &'a [f32],
@@ -100,127 +117,21 @@ struct Item<'a> {
     tables: &'a [&'a [u32]],
     shape: &'a AttentionShape,
     out: &'a SharedOut<'a, f32>,
+    scratch: &'a mut Scratch,
 }
 
-impl Kernel for Item<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut start = self.rows_here.start;
-        while start < self.rows_here.end {
-            let table = self.rows[start].table;
-            let run = self.rows[start..self.rows_here.end]
-                .iter()
-                .take_while(|row| row.table == table)
-                .count();
-            self.run_of_rows(s, start, run);
-            start += run;
-        }
-    }
+/// What is kept of the queries that go together, and the chunk they are at.
+#[derive(Default)]
+struct Scratch {
+    /// Queries times the factor of their scores, a tile after the other: `[head_dim, tile]`.
+    q: Vec<f32>,
+    /// Sums of values: `[queries, head_dim]`.
+    sums: Vec<f32>,
+    softmax: Vec<Softmax>,
+    scales: Scales,
 }
 
-/// Queries that go together at most: a head's keys and the sums of its values leave registers for no more.
-const QUERIES_MAX: usize = 8;
-
-impl Item<'_> {
-    /// `count` rows of one sequence, from `start` on: as many queries at a time as the registers hold, those of a head
-    /// side by side.
-    #[inline(always)]
-    fn run_of_rows<S: Simd>(&self, s: S, start: usize, count: usize) {
-        let queries = count * (self.shape.heads / self.shape.kv_heads);
-        let mut at = 0;
-        while at < queries {
-            let n = (queries - at).min(S::TILE_ROWS).min(QUERIES_MAX);
-            match n {
-                1 => self.attend::<S, 1>(s, start, count, at),
-                2 => self.attend::<S, 2>(s, start, count, at),
-                3 => self.attend::<S, 3>(s, start, count, at),
-                4 => self.attend::<S, 4>(s, start, count, at),
-                5 if S::TILE_ROWS > 4 => self.attend::<S, 5>(s, start, count, at),
-                6 if S::TILE_ROWS > 4 => self.attend::<S, 6>(s, start, count, at),
-                7 if S::TILE_ROWS > 4 => self.attend::<S, 7>(s, start, count, at),
-                8 if S::TILE_ROWS > 4 => self.attend::<S, 8>(s, start, count, at),
-                _ => unreachable!("at most 8 queries go together"),
-            }
-            at += n;
-        }
-    }
-
-    /// Queries `at..at + N` of the run, counted head by head.
-    #[inline(always)]
-    fn attend<S: Simd, const N: usize>(&self, s: S, start: usize, count: usize, at: usize) {
-        let shape = self.shape;
-        let (dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let row = |i: usize| start + (at + i) % count;
-        let range = |i: usize| {
-            let query = row(i) * shape.heads + self.kv_head * group + (at + i) / count;
-            query * dim..(query + 1) * dim
-        };
-        let q: [&[f32]; N] = std::array::from_fn(|i| &self.q[range(i)]);
-        // SAFETY: every pair of a row and a key head belongs to one task, and the `N` ranges are different queries.
-        let mut out: [&mut [f32]; N] = std::array::from_fn(|i| unsafe { self.out.part(range(i)) });
-        let spans: [Range<usize>; N] =
-            std::array::from_fn(|i| shape.span(self.rows[row(i)].position));
-        let all = spans.iter().fold(spans[0].clone(), |a, b| {
-            a.start.min(b.start)..a.end.max(b.end)
-        });
-        let table = self.tables[self.rows[start].table as usize];
-
-        let mut softmax = [Softmax {
-            max: f32::MIN,
-            sum: 0.0,
-        }; N];
-        for out in &mut out {
-            out.fill(0.0);
-        }
-        let blocks = &table[..all.end.div_ceil(BLOCK_TOKENS)];
-        for (index, &block) in blocks.iter().enumerate().skip(all.start / BLOCK_TOKENS) {
-            let head = self.kv.head(block, self.kv_head);
-            let mut weights = [[0f32; BLOCK_TOKENS]; N];
-            match head {
-                HeadBlock::F16 { keys, .. } => scores::<S, N>(s, &q, keys, shape, &mut weights),
-                HeadBlock::Q8_0 {
-                    keys, key_scales, ..
-                } => q8::scores::<S, N>(s, &q, keys, key_scales, shape, &mut weights),
-            }
-            let mut keep = [1f32; N];
-            for i in 0..N {
-                keep[i] = softmax[i].weigh(s, tokens(&spans[i], index), &mut weights[i]);
-            }
-            let visible = tokens(&all, index);
-            match head {
-                HeadBlock::F16 { values, .. } => {
-                    accumulate::<S, N>(s, &weights, &keep, values, visible, &mut out);
-                }
-                HeadBlock::Q8_0 {
-                    values,
-                    value_scales,
-                    ..
-                } => {
-                    let values = (values, value_scales);
-                    q8::accumulate::<S, N>(s, &weights, &keep, values, visible, &mut out);
-                }
-            }
-        }
-        for (out, softmax) in out.iter_mut().zip(softmax) {
-            let scale = 1.0 / softmax.sum;
-            out.iter_mut().for_each(|v| *v *= scale);
-        }
-    }
-}
-
-/// The tokens of block `index` that lie in `span`.
-fn tokens(span: &Range<usize>, index: usize) -> Range<usize> {
-    let place = |position: usize| {
-        position
-            .saturating_sub(index * BLOCK_TOKENS)
-            .min(BLOCK_TOKENS)
-    };
-    place(span.start)..place(span.end)
-}
-
-/// A running softmax of one query.
+/// A running softmax of one query, with powers of two.
 #[derive(Clone, Copy)]
 struct Softmax {
     max: f32,
@@ -228,160 +139,175 @@ struct Softmax {
 }
 
 impl Softmax {
-    /// Turns the scores of a block into weights, zero outside `visible`. Returns what earlier sums have to be scaled by.
+    const START: Softmax = Softmax {
+        max: f32::MIN,
+        sum: 0.0,
+    };
+}
+
+/// Queries of consecutive rows of one sequence, counted head by head.
+struct Queries {
+    /// The first of the rows, and how many they are.
+    start: usize,
+    count: usize,
+    /// Which of the queries of these rows are meant.
+    range: Range<usize>,
+}
+
+impl Kernel for Item<'_> {
+    type Out = ();
+
     #[inline(always)]
-    fn weigh<S: Simd>(
-        &mut self,
-        s: S,
-        visible: Range<usize>,
-        weights: &mut [f32; BLOCK_TOKENS],
-    ) -> f32 {
-        if visible.is_empty() {
-            weights.fill(0.0);
-            return 1.0;
-        }
-        let partly = visible.len() < BLOCK_TOKENS;
-        if partly {
-            weights[..visible.start].fill(f32::NEG_INFINITY);
-            weights[visible.end..].fill(f32::NEG_INFINITY);
-        }
-        let before = self.max;
-        let p = weights.as_mut_ptr();
-        let mut max = s.splat(before);
-        for i in (0..BLOCK_TOKENS).step_by(S::LANES) {
-            // SAFETY: `i + LANES <= 16`.
-            max = s.max(unsafe { s.load(p.add(i)) }, max);
-        }
-        self.max = s.max_lane(max);
-        for i in (0..BLOCK_TOKENS).step_by(S::LANES) {
-            // SAFETY: as above.
-            unsafe { s.store(s.exp(s.sub(s.load(p.add(i)), s.splat(self.max))), p.add(i)) };
-        }
-        if partly {
-            weights[..visible.start].fill(0.0);
-            weights[visible.end..].fill(0.0);
-        }
-        let mut sum = s.splat(0.0);
-        for i in (0..BLOCK_TOKENS).step_by(S::LANES) {
-            // SAFETY: as above.
-            sum = s.add(sum, unsafe { s.load(weights.as_ptr().add(i)) });
-        }
-        let keep = if before == self.max {
-            1.0
-        } else {
-            s.max_lane(s.exp(s.splat(before - self.max)))
-        };
-        self.sum = self.sum * keep + s.sum(sum);
-        keep
-    }
-}
-
-/// Scores of the 16 tokens of a block for each head.
-#[inline(always)]
-fn scores<S: Simd, const N: usize>(
-    s: S,
-    q: &[&[f32]; N],
-    keys: &[u16],
-    shape: &AttentionShape,
-    out: &mut [[f32; BLOCK_TOKENS]; N],
-) {
-    let dim = q[0].len();
-    assert!(keys.len() == dim * BLOCK_TOKENS && q.iter().all(|q| q.len() == dim));
-    for token in (0..BLOCK_TOKENS).step_by(S::LANES) {
-        // Even and odd elements apart, so that additions overlap.
-        let mut even = [s.splat(0.0); N];
-        let mut odd = [s.splat(0.0); N];
-        for d in (0..dim / 2).map(|pair| 2 * pair) {
-            // SAFETY: rows `d` and `d + 1` of the `[head_dim, 16]` keys, `LANES` tokens from `token` on.
-            let k0 = unsafe { s.load_f16(keys.as_ptr().add(d * BLOCK_TOKENS + token)) };
-            // SAFETY: as above.
-            let k1 = unsafe { s.load_f16(keys.as_ptr().add((d + 1) * BLOCK_TOKENS + token)) };
-            for h in 0..N {
-                // SAFETY: `d + 1 < dim`, the length of every query.
-                let (x0, x1) = unsafe { (*q[h].get_unchecked(d), *q[h].get_unchecked(d + 1)) };
-                even[h] = s.mul_add(k0, s.splat(x0), even[h]);
-                odd[h] = s.mul_add(k1, s.splat(x1), odd[h]);
+    fn run<S: Simd>(mut self, s: S) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let mut start = self.rows_here.start;
+        while start < self.rows_here.end {
+            let table = self.rows[start].table;
+            let count = self.rows[start..self.rows_here.end]
+                .iter()
+                .take_while(|row| row.table == table)
+                .count();
+            for first in (0..count * group).step_by(QUERIES_MAX) {
+                let range = first..(count * group).min(first + QUERIES_MAX);
+                self.attend(
+                    s,
+                    &Queries {
+                        start,
+                        count,
+                        range,
+                    },
+                );
             }
-        }
-        if !dim.is_multiple_of(2) {
-            // SAFETY: the last row of the keys.
-            let k = unsafe { s.load_f16(keys.as_ptr().add((dim - 1) * BLOCK_TOKENS + token)) };
-            for h in 0..N {
-                even[h] = s.mul_add(k, s.splat(q[h][dim - 1]), even[h]);
-            }
-        }
-        for h in 0..N {
-            let score = finish(s, s.add(even[h], odd[h]), shape);
-            // SAFETY: `token + LANES <= 16`.
-            unsafe { s.store(score, out[h].as_mut_ptr().add(token)) };
+            start += count;
         }
     }
 }
 
-/// What a dot product of query and key counts as: scaled, and soft-capped where the model does so.
-#[inline(always)]
-fn finish<S: Simd>(s: S, dot: S::F, shape: &AttentionShape) -> S::F {
-    let score = s.mul(dot, s.splat(shape.scale));
-    match shape.softcap {
-        None => score,
-        Some(cap) => s.mul(tanh(s, s.mul(score, s.splat(1.0 / cap))), s.splat(cap)),
+impl Item<'_> {
+    /// Takes the queries through the chunks they see.
+    #[inline(always)]
+    fn attend<S: Simd>(&mut self, s: S, queries: &Queries) {
+        self.take_queries::<S>(queries);
+        let spans = queries.range.clone().map(|query| self.span(queries, query));
+        let all = spans
+            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+            .unwrap_or(0..0);
+        let table = self.tables[self.rows[queries.start].table as usize];
+        for start in (all.start / CHUNK_TOKENS * CHUNK_TOKENS..all.end).step_by(CHUNK_TOKENS) {
+            let visible = within(&all, start);
+            let seen = visible.start / BLOCK_TOKENS..visible.end.div_ceil(BLOCK_TOKENS);
+            let table = &table[start / BLOCK_TOKENS..];
+            let block = |index: usize| {
+                seen.contains(&index)
+                    .then(|| self.kv.head(table[index], self.kv_head))
+            };
+            match self.kv.ty() {
+                KvType::F16 => {
+                    let blocks = from_fn(|index| match block(index) {
+                        Some(HeadBlock::F16 { keys, values }) => Halves { keys, values },
+                        _ => Halves::default(),
+                    });
+                    self.tiles(s, queries, &Chunk { start, blocks });
+                }
+                KvType::Q8_0 => {
+                    let mut scales = std::mem::take(&mut self.scratch.scales);
+                    for index in seen.clone() {
+                        if let Some(HeadBlock::Q8_0(block)) = block(index) {
+                            scales.take(s, index, &block);
+                        }
+                    }
+                    let blocks = from_fn(|index| match block(index) {
+                        Some(HeadBlock::Q8_0(block)) => scales.block(index, &block),
+                        _ => Codes::default(),
+                    });
+                    self.tiles(s, queries, &Chunk { start, blocks });
+                    self.scratch.scales = scales;
+                }
+            }
+        }
+        self.put_out(queries);
+    }
+
+    /// Lays the queries out in tiles, each element times the factor of the scores, and starts their sums.
+    #[inline(always)]
+    fn take_queries<S: Simd>(&mut self, queries: &Queries) {
+        let (count, dim) = (queries.range.len(), self.shape.head_dim);
+        let scale = self.shape.scale * self.shape.softcap.map_or(LOG2_E, |cap| 1.0 / cap);
+        let Scratch {
+            q, sums, softmax, ..
+        } = &mut *self.scratch;
+        softmax.clear();
+        softmax.resize(count, Softmax::START);
+        sums.clear();
+        sums.resize(count * dim, 0.0);
+        q.resize(count * dim, 0.0);
+        for tile in tiles(count, S::TILE_ROWS) {
+            let first = queries.range.start + tile.start;
+            let to = &mut q[tile.start * dim..tile.end * dim];
+            of_rows!(tile.len(), |N| {
+                let from: [&[f32]; N] =
+                    from_fn(|i| &self.q[place(queries, self.shape, self.kv_head, first + i)]);
+                for (d, to) in to.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+                    *to = from_fn(|i| from[i][d] * scale);
+                }
+            });
+        }
+    }
+
+    /// Takes the queries through one chunk.
+    #[inline(always)]
+    fn tiles<S: Simd, B: Block>(&mut self, s: S, queries: &Queries, chunk: &Chunk<B>) {
+        let dim = self.shape.head_dim;
+        for tile in tiles(queries.range.len(), S::TILE_ROWS) {
+            let first = queries.range.start + tile.start;
+            of_rows!(tile.len(), |N| {
+                Tile::<N> {
+                    visible: from_fn(|i| within(&self.span(queries, first + i), chunk.start)),
+                    softcap: self.shape.softcap,
+                    q: &self.scratch.q[tile.start * dim..tile.end * dim],
+                    softmax: &mut self.scratch.softmax[tile.clone()],
+                    sums: &mut self.scratch.sums[tile.start * dim..tile.end * dim],
+                }
+                .step(s, chunk)
+            });
+        }
+    }
+
+    /// The weighted means of the values.
+    #[inline(always)]
+    fn put_out(&self, queries: &Queries) {
+        let sums = self.scratch.sums.chunks_exact(self.shape.head_dim);
+        for ((query, sums), softmax) in queries.range.clone().zip(sums).zip(&self.scratch.softmax) {
+            let place = place(queries, self.shape, self.kv_head, query);
+            // SAFETY: every pair of a row and a key head belongs to one task, and queries lie at different places.
+            let out = unsafe { self.out.part(place) };
+            let scale = 1.0 / softmax.sum;
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum * scale;
+            }
+        }
+    }
+
+    /// The positions that a query sees.
+    #[inline(always)]
+    fn span(&self, queries: &Queries, query: usize) -> Range<usize> {
+        let row = queries.start + query % queries.count;
+        self.shape.span(self.rows[row].position)
     }
 }
 
-/// `out = out * keep + weights · values` over the tokens `visible` to any of the queries.
+/// Where a query and its result lie.
 #[inline(always)]
-fn accumulate<S: Simd, const N: usize>(
-    s: S,
-    weights: &[[f32; BLOCK_TOKENS]; N],
-    keep: &[f32; N],
-    values: &[u16],
-    visible: Range<usize>,
-    out: &mut [&mut [f32]; N],
-) {
-    let dim = out[0].len();
-    assert!(
-        visible.end <= BLOCK_TOKENS && values.len() == BLOCK_TOKENS * dim,
-        "the values of a block"
-    );
-    assert!(
-        out.iter().all(|out| out.len() == dim),
-        "outputs of one width"
-    );
-    let mut d = 0;
-    while d + S::LANES <= dim {
-        let mut acc = [s.splat(0.0); N];
-        for i in 0..N {
-            // SAFETY: `d + LANES <= dim`, the length of every output.
-            let before = unsafe { s.load(out[i].as_ptr().add(d)) };
-            acc[i] = s.mul(before, s.splat(keep[i]));
-        }
-        for t in visible.clone() {
-            // SAFETY: `t < 16` and `d + LANES <= dim`: inside `[16, dim]`.
-            let v = unsafe { s.load_f16(values.as_ptr().add(t * dim + d)) };
-            for i in 0..N {
-                acc[i] = s.mul_add(v, s.splat(weights[i][t]), acc[i]);
-            }
-        }
-        for i in 0..N {
-            // SAFETY: as the load.
-            unsafe { s.store(acc[i], out[i].as_mut_ptr().add(d)) };
-        }
-        d += S::LANES;
-    }
-    for d in d..dim {
-        for i in 0..N {
-            let mut acc = out[i][d] * keep[i];
-            for t in visible.clone() {
-                acc += f16::from_bits(values[t * dim + d]).to_f32() * weights[i][t];
-            }
-            out[i][d] = acc;
-        }
-    }
+fn place(queries: &Queries, shape: &AttentionShape, kv_head: usize, query: usize) -> Range<usize> {
+    let (row, head) = (query % queries.count, query / queries.count);
+    let group = shape.heads / shape.kv_heads;
+    let head = (queries.start + row) * shape.heads + kv_head * group + head;
+    head * shape.head_dim..(head + 1) * shape.head_dim
 }
 
-/// `tanh x = 1 - 2 / (e^2x + 1)`.
+/// The tokens of `span` in the chunk that begins at `start`, counted from there.
 #[inline(always)]
-pub(super) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
-    let e = s.exp(s.add(x, x));
-    s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))))
+fn within(span: &Range<usize>, start: usize) -> Range<usize> {
+    let place = |position: usize| position.saturating_sub(start).min(CHUNK_TOKENS);
+    place(span.start)..place(span.end)
 }

@@ -92,9 +92,7 @@ impl Kernel for Softcap<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (cap, inverse) = (s.splat(self.cap), s.splat(1.0 / self.cap));
-        each(s, self.x, |s, x| {
-            s.mul(super::attention::tanh(s, s.mul(x, inverse)), cap)
-        });
+        each(s, self.x, |s, x| s.mul(s.tanh(s.mul(x, inverse)), cap));
     }
 }
 

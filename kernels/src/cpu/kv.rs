@@ -46,16 +46,15 @@ enum Planes {
 
 /// One head of one block; the axes of a head are those of the module's header.
 pub(crate) enum HeadBlock<'a> {
-    F16 {
-        keys: &'a [u16],
-        values: &'a [u16],
-    },
-    Q8_0 {
-        keys: &'a [i8],
-        key_scales: &'a [u16],
-        values: &'a [i8],
-        value_scales: &'a [u16],
-    },
+    F16 { keys: &'a [u16], values: &'a [u16] },
+    Q8_0(Q8Block<'a>),
+}
+
+pub(crate) struct Q8Block<'a> {
+    pub(crate) keys: &'a [i8],
+    pub(crate) key_scales: &'a [u16],
+    pub(crate) values: &'a [i8],
+    pub(crate) value_scales: &'a [u16],
 }
 
 impl KvLayer {
@@ -94,11 +93,15 @@ impl KvLayer {
 
     /// Bytes of the key and the value of one token.
     pub(crate) fn token_bytes(&self) -> usize {
-        let ty = match self.planes {
+        KvLayer::block_bytes(self.kv_heads, self.head_dim, self.ty()) / BLOCK_TOKENS
+    }
+
+    /// How keys and values are kept.
+    pub(crate) fn ty(&self) -> KvType {
+        match self.planes {
             Planes::F16 { .. } => KvType::F16,
             Planes::Q8_0 { .. } => KvType::Q8_0,
-        };
-        KvLayer::block_bytes(self.kv_heads, self.head_dim, ty) / BLOCK_TOKENS
+        }
     }
 
     /// Key and value heads.
@@ -174,12 +177,12 @@ impl KvLayer {
                 key_scales,
                 values,
                 value_scales,
-            } => HeadBlock::Q8_0 {
+            } => HeadBlock::Q8_0(Q8Block {
                 keys: &keys[codes.clone()],
                 key_scales: &key_scales[scales.clone()],
                 values: &values[codes],
                 value_scales: &value_scales[scales],
-            },
+            }),
         }
     }
 }

@@ -209,6 +209,7 @@ macro_rules! of_rows {
         }
     }};
 }
+pub(super) use of_rows;
 
 struct QuantPanels<'a, const BITS: u32, const SCALES: u8, const TABLE: bool> {
     w: &'a Matrix,
