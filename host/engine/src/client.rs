@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use realm_text::TextModel;
 use tokio::sync::oneshot;
 
+use crate::account::{Account, Charge, Ledger, TenantUsage};
 use crate::error::{EngineError, OVERLOADED};
 use crate::executor::ModelFacts;
 use crate::inbox::{Command, Inbox, Signal};
@@ -29,13 +30,18 @@ pub struct Owner {
     pub kv_blocks_max: u32,
 }
 
+/// A hint: sequences come free as calls end.
+const RETRY_MS: u32 = 250;
+
 /// What the engine thread and all handles share.
 pub(crate) struct Shared {
     pub(crate) inbox: Inbox,
     pub(crate) counters: Counters,
     pub(crate) facts: ModelFacts,
     pub(crate) text: Arc<TextModel>,
+    pub(crate) ledger: Ledger,
     pub(crate) sequences_max: usize,
+    pub(crate) tenant_sequences_max: usize,
     pub(crate) unread_tokens_max: usize,
     pub(crate) sequences: AtomicUsize, // handles alive
     pub(crate) ids: AtomicU64,         // of sequences and runs
@@ -60,6 +66,7 @@ impl Shared {
 pub(crate) struct Face {
     pub(crate) id: u64,
     pub(crate) owner: Owner,
+    pub(crate) charge: Charge,
     pub(crate) length: AtomicU32,
     pub(crate) decoding: AtomicBool,
 }
@@ -99,22 +106,40 @@ impl Client {
         self.shared.inbox.is_closed()
     }
 
-    /// An empty sequence.
-    ///
-    /// # Errors
-    /// `Overloaded` when the queue is full or there are too many sequences, `Stopped`.
-    pub fn sequence(&self, owner: Owner) -> Result<Sequence, EngineError> {
-        self.shared
-            .inbox
-            .push(owner.tenant, || Ok((None, self.new_sequence(owner)?)))
+    /// What each tenant has used since the engine was started, ordered by tenant.
+    pub fn usage_by_tenant(&self) -> Vec<TenantUsage> {
+        self.shared.ledger.usage()
     }
 
-    fn new_sequence(&self, owner: Owner) -> Result<Sequence, EngineError> {
+    /// An empty sequence, whose tokens and those of its forks are counted in `account`.
+    ///
+    /// # Errors
+    /// `Overloaded` when the queue is full or there are too many sequences, `Quota` when the tenant has as many as one
+    /// may have, `Stopped`.
+    pub fn sequence(&self, owner: Owner, account: &Arc<Account>) -> Result<Sequence, EngineError> {
+        self.shared.inbox.push(owner.tenant, || {
+            Ok((None, self.new_sequence(owner, account)?))
+        })
+    }
+
+    fn new_sequence(&self, owner: Owner, account: &Arc<Account>) -> Result<Sequence, EngineError> {
+        let sequences_max = self.shared.tenant_sequences_max;
+        let charge = self
+            .shared
+            .ledger
+            .enter(owner.tenant, account, sequences_max)
+            .ok_or_else(|| EngineError::Quota {
+                what: format!(
+                    "the tenant has {sequences_max} sequences, which is the most one may have"
+                ),
+                retry_after_ms: RETRY_MS,
+            })?;
         let before = self.shared.sequences.fetch_add(1, Ordering::Relaxed);
         let sequence = Sequence {
             face: Arc::new(Face {
                 id: self.shared.id(),
                 owner,
+                charge,
                 length: AtomicU32::new(0),
                 decoding: AtomicBool::new(false),
             }),
@@ -215,7 +240,8 @@ impl Sequence {
     /// # Errors
     /// `Invalid` for a token the model does not have or while a run decodes the sequence, `ContextFull` with the room
     /// there is, `Quota` when the tenant's blocks could not hold it even alone, `Overloaded`, `Stopped`.
-    pub fn append(&self, tokens: &[u32]) -> Result<u32, EngineError> {
+    pub fn append(&self, tokens: impl Into<Vec<u32>>) -> Result<u32, EngineError> {
+        let tokens = tokens.into();
         let shared = &self.client.shared;
         let vocab = shared.facts.vocab_size;
         if let Some(token) = tokens.iter().find(|&&token| token >= vocab) {
@@ -233,14 +259,16 @@ impl Sequence {
             if tokens.len() > room as usize {
                 return Err(EngineError::ContextFull { room });
             }
-            let new_length = length + tokens.len() as u32;
+            let count = tokens.len() as u32;
+            let new_length = length + count;
             self.check_quota(new_length)?;
             self.face.length.store(new_length, Ordering::Release);
             self.known.store(true, Ordering::Relaxed);
             let command = Command::Append {
                 sequence: Arc::clone(&self.face),
-                tokens: tokens.to_vec(),
+                tokens,
             };
+            self.face.charge.prompt(count);
             Ok((Some(command), new_length))
         })
     }
@@ -266,7 +294,9 @@ impl Sequence {
     ) -> Result<(Sequence, oneshot::Receiver<Result<(), EngineError>>), EngineError> {
         let (reply, ready) = oneshot::channel();
         let child = self.client.shared.inbox.push(self.face.owner.tenant, || {
-            let child = self.client.new_sequence(self.face.owner)?;
+            let child = self
+                .client
+                .new_sequence(self.face.owner, self.face.charge.account())?;
             child.known.store(true, Ordering::Relaxed);
             self.known.store(true, Ordering::Relaxed);
             let command = Command::Fork {

@@ -56,6 +56,7 @@ impl StepLoop {
             end_of_turn(job)
         } else {
             sequence.tokens.push(token);
+            sequence.face.charge.completion(1);
             let length = sequence.tokens.len() as u32;
             sequence.face.length.store(length, Ordering::Release);
             let room = self.shared.facts.context_length.saturating_sub(length);

@@ -11,6 +11,7 @@ use realm_kernels::Cpu;
 use realm_text::TextModel;
 use realm_weights::Gguf;
 
+use crate::account::Ledger;
 use crate::client::{Client, Shared};
 use crate::clock::{Clock, SystemClock};
 use crate::error::EngineError;
@@ -31,6 +32,8 @@ pub struct EngineConfig {
     pub queue_max: usize,
     /// Sequences that may be alive, over all tenants.
     pub sequences_max: usize,
+    /// Sequences of one tenant that may be alive.
+    pub tenant_sequences_max: usize,
     /// A job whose reader has left this many of its tokens unread makes no more until it is read.
     pub unread_tokens_max: usize,
     /// What to call the model; empty is the name in its file.
@@ -50,6 +53,7 @@ impl Default for EngineConfig {
             sequences_running_max: 64,
             queue_max: 256,
             sequences_max: 16_384,
+            tenant_sequences_max: 2_048,
             unread_tokens_max: 1024,
             model_name: String::new(),
             // The standard library's hash keys are the randomness at hand without a dependency.
@@ -67,6 +71,7 @@ impl std::fmt::Debug for EngineConfig {
             .field("sequences_running_max", &self.sequences_running_max)
             .field("queue_max", &self.queue_max)
             .field("sequences_max", &self.sequences_max)
+            .field("tenant_sequences_max", &self.tenant_sequences_max)
             .field("unread_tokens_max", &self.unread_tokens_max)
             .field("model_name", &self.model_name)
             .finish_non_exhaustive()
@@ -161,7 +166,9 @@ pub(crate) fn assemble(
         counters: Counters::default(),
         facts,
         text,
+        ledger: Ledger::default(),
         sequences_max: config.sequences_max,
+        tenant_sequences_max: config.tenant_sequences_max,
         unread_tokens_max: config.unread_tokens_max.max(1),
         sequences: AtomicUsize::new(0),
         ids: AtomicU64::new(1),

@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 pub mod bench;
 mod client;
 mod clock;
@@ -43,6 +44,7 @@ pub mod synthetic;
 #[cfg(test)]
 mod tests;
 
+pub use account::{Account, TenantUsage};
 pub use client::{Client, Job, Owner, Run, Sequence};
 pub use clock::{Clock, SystemClock};
 pub use embedder::{EMBED_TEXTS_MAX, Embedder, EmbedderClient};

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use crate::account::Account;
 use crate::client::{Client, Job, Owner, Run, Sequence};
 use crate::engine::{EngineConfig, assemble};
 use crate::error::EngineError;
@@ -181,7 +182,7 @@ impl World {
 
     fn create(&mut self) {
         let owner = self.owners[self.rng.below(self.owners.len() as u32) as usize];
-        if let Ok(sequence) = self.client.sequence(owner) {
+        if let Ok(sequence) = self.client.sequence(owner, &Account::new()) {
             self.keep(sequence, owner, Vec::new());
         }
     }

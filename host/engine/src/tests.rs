@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
+use crate::account::Account;
 use crate::client::{Client, Job, Owner, Run, Sequence};
 use crate::engine::{EngineConfig, assemble};
 use crate::error::EngineError;
@@ -61,7 +62,7 @@ impl Stepped {
     }
 
     fn sequence(&self, tokens: &[u32]) -> Sequence {
-        let sequence = self.client.sequence(OWNER).unwrap();
+        let sequence = self.client.sequence(OWNER, &Account::new()).unwrap();
         sequence.append(tokens).unwrap();
         sequence
     }
@@ -229,7 +230,7 @@ fn a_long_prompt_does_not_stop_the_prompts_of_another_tenant() {
     let mut engine = Stepped::new(Scripted::default(), config);
     let _long = engine.sequence(&[2; 2000]);
     engine.steps(20);
-    let short = engine.client.sequence(tenant(2)).unwrap();
+    let short = engine.client.sequence(tenant(2), &Account::new()).unwrap();
     short.append(&[3; 15]).unwrap();
     let mut run = engine.start(&short, greedy(1));
     engine.steps(5);
@@ -246,7 +247,7 @@ fn one_tenant_with_many_requests_does_not_keep_another_waiting() {
     let many: Vec<Sequence> = (0..20).map(|i| engine.sequence(&[i, 1, 2])).collect();
     let _runs: Vec<Run> = many.iter().map(|s| engine.start(s, greedy(10))).collect();
     engine.steps(15);
-    let one = engine.client.sequence(tenant(2)).unwrap();
+    let one = engine.client.sequence(tenant(2), &Account::new()).unwrap();
     one.append(&[3]).unwrap();
     let mut run = engine.start(&one, greedy(10));
     engine.steps(20);
@@ -266,7 +267,7 @@ fn prompts_are_computed_in_the_proportion_of_weights() {
         ..tenant(2)
     };
     let prompts = [tenant(1), heavy].map(|owner| {
-        let sequence = engine.client.sequence(owner).unwrap();
+        let sequence = engine.client.sequence(owner, &Account::new()).unwrap();
         sequence.append(&[1; 4000]).unwrap();
         sequence
     });
@@ -404,7 +405,7 @@ fn a_full_queue_is_refused_not_buffered_and_still_takes_drops() {
     sequence.append(&[2]).unwrap();
     let full = sequence.append(&[3]).unwrap_err();
     assert!(matches!(full, EngineError::Overloaded { .. }));
-    let other = engine.client.sequence(tenant(2)).unwrap();
+    let other = engine.client.sequence(tenant(2), &Account::new()).unwrap();
     assert_eq!(other.append(&[1]), Ok(1), "one tenant cannot fill it");
     engine.steps(1);
     assert_eq!(
@@ -454,7 +455,7 @@ fn wrong_calls_are_named() {
     let check = |result: Result<u32, EngineError>, expected: &str| {
         assert_eq!(result.unwrap_err().to_string(), expected);
     };
-    let sequence = engine.client.sequence(OWNER).unwrap();
+    let sequence = engine.client.sequence(OWNER, &Account::new()).unwrap();
     check(
         sequence.append(&[259]),
         "token 259 is not in the vocabulary of 259",
@@ -479,10 +480,11 @@ fn wrong_calls_are_named() {
         start(&sequence, policy),
         "top_p is 2, it must be above 0 and at most 1",
     );
-    let poor = engine.client.sequence(Owner {
+    let owner = Owner {
         kv_blocks_max: 2,
         ..OWNER
-    });
+    };
+    let poor = engine.client.sequence(owner, &Account::new());
     check(
         poor.unwrap().append(&[0; 33]),
         "quota: 33 tokens need 3 KV blocks, the tenant may hold 2",
@@ -536,7 +538,7 @@ fn a_sequence_that_outgrows_its_tenant_fails_with_the_numbers() {
         kv_blocks_max: 2,
         ..OWNER
     };
-    let sequence = engine.client.sequence(owner).unwrap();
+    let sequence = engine.client.sequence(owner, &Account::new()).unwrap();
     sequence.append(&[1; 20]).unwrap();
     let mut run = engine.start(&sequence, greedy(1000));
     let events = engine.finish(&mut run);
@@ -673,7 +675,7 @@ fn the_owner_thread_serves_many_callers_at_once() {
     let engine = scripted::engine(Scripted::default(), EngineConfig::default());
     let client = engine.client();
     let say = |first: u32| {
-        let sequence = client.sequence(tenant(first)).unwrap();
+        let sequence = client.sequence(tenant(first), &Account::new()).unwrap();
         sequence.append(&[first, 1, 2]).unwrap();
         let fork = block_on(sequence.fork()).unwrap();
         let mut run = client
@@ -701,7 +703,10 @@ fn the_owner_thread_serves_many_callers_at_once() {
         }
     });
     engine.shutdown();
-    assert_eq!(client.sequence(OWNER).err(), Some(EngineError::Stopped));
+    assert_eq!(
+        client.sequence(OWNER, &Account::new()).err(),
+        Some(EngineError::Stopped)
+    );
 }
 
 #[test]
@@ -713,7 +718,7 @@ fn a_panic_of_the_executor_ends_every_wait() {
     };
     let engine = scripted::engine(scripted, EngineConfig::default());
     let client = engine.client();
-    let sequence = client.sequence(OWNER).unwrap();
+    let sequence = client.sequence(OWNER, &Account::new()).unwrap();
     sequence.append(&[1]).unwrap();
     let job = Job {
         sequence: &sequence,
@@ -740,7 +745,7 @@ fn shutting_down_fails_what_runs_and_what_waits() {
     };
     let engine = scripted::engine(scripted, EngineConfig::default());
     let client = engine.client();
-    let sequence = client.sequence(OWNER).unwrap();
+    let sequence = client.sequence(OWNER, &Account::new()).unwrap();
     sequence.append(&[1; 3000]).unwrap();
     let job = Job {
         sequence: &sequence,

@@ -5,8 +5,8 @@ mod common;
 use common::block_on;
 use realm_engine::text::{ChatMessage, Specials};
 use realm_engine::{
-    Client, Engine, EngineConfig, Event, Finish, Gguf, Job, ModelOptions, Owner, Policy, Run,
-    Sequence, StopReason,
+    Account, Client, Engine, EngineConfig, Event, Finish, Gguf, Job, ModelOptions, Owner, Policy,
+    Run, Sequence, StopReason,
 };
 
 const OWNER: Owner = Owner {
@@ -38,7 +38,9 @@ fn greedy(max_tokens: u32) -> Policy {
 }
 
 fn sequence(client: &Client, tokens: &[u32]) -> Sequence {
-    let sequence = client.sequence(OWNER).expect("there is room");
+    let sequence = client
+        .sequence(OWNER, &Account::new())
+        .expect("there is room");
     sequence.append(tokens).expect("it fits");
     sequence
 }

@@ -41,7 +41,7 @@ pub use limits::Limits;
 pub use log::LogLevel;
 pub use realm_engine as engine;
 pub use request::{Prompt, Request, RequestKind};
-pub use tenant::{ModelSet, Tenant, TenantMemory};
+pub use tenant::{MemoryCharge, ModelSet, Tenant, TenantMemory};
 pub use validate::COMPONENT_BYTES_MAX;
 
 /// What the sandbox asks of the server.

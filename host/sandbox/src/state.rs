@@ -5,7 +5,7 @@ use crate::imports::exchange::Exchange;
 use crate::limits::Limiter;
 use crate::log::LogSink;
 use crate::{CallError, GuestError, Hooks, Tenant, wasi};
-use realm_engine::{Client, EngineError, Usage};
+use realm_engine::{Account, Client, EngineError, Usage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -21,6 +21,8 @@ pub(crate) struct State {
     pub(crate) log: LogSink,
     pub(crate) cpu: Arc<CpuMeter>,
     pub(crate) usage: Arc<UsageMeter>,
+    /// Where the engine counts the tokens of the call.
+    pub(crate) account: Arc<Account>,
     /// Absent while a component describes itself: it can then open no model.
     pub(crate) exchange: Option<Exchange>,
     pub(crate) deadline: Instant,
@@ -45,6 +47,7 @@ impl State {
             limiter: Limiter::new(&tenant.limits, Arc::clone(&tenant.memory)),
             wasi: wasi::inert(&log),
             usage: Arc::default(),
+            account: Account::new(),
             cpu: Arc::clone(&cpu),
             tenant,
             table,

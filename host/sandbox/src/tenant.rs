@@ -62,7 +62,7 @@ impl From<BTreeMap<String, Client>> for ModelSet {
     }
 }
 
-/// Counts the linear memory of all live calls of one tenant.
+/// Counts the memory that all live calls and requests of one tenant take of the host.
 #[derive(Debug)]
 pub struct TenantMemory {
     bytes: AtomicUsize,
@@ -98,5 +98,61 @@ impl TenantMemory {
     pub(crate) fn give_back(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "a call gives back only what it took");
+    }
+}
+
+/// Bytes of a tenant's memory that something holds. They are given back when it is dropped.
+#[derive(Debug)]
+pub struct MemoryCharge {
+    memory: Arc<TenantMemory>,
+    bytes: usize,
+}
+
+impl MemoryCharge {
+    /// Takes `bytes` of the tenant's memory; `None` when it has not as many left.
+    pub fn new(memory: &Arc<TenantMemory>, bytes: usize) -> Option<MemoryCharge> {
+        let memory = Arc::clone(memory);
+        memory.take(bytes).then(|| MemoryCharge { memory, bytes })
+    }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds `bytes` from now on. False, and nothing changes, when the tenant has not as many left.
+    #[must_use]
+    pub fn resize(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes && !self.memory.take(bytes - self.bytes) {
+            return false;
+        }
+        self.memory.give_back(self.bytes.saturating_sub(bytes));
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for MemoryCharge {
+    fn drop(&mut self) {
+        self.memory.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_grows_and_shrinks_within_the_tenants_memory() {
+        let memory = Arc::new(TenantMemory::new(100));
+        let mut charge = MemoryCharge::new(&memory, 40).unwrap();
+        assert!(charge.resize(90));
+        assert!(!charge.resize(101));
+        assert_eq!((charge.bytes(), memory.bytes()), (90, 90));
+        assert!(MemoryCharge::new(&memory, 11).is_none());
+        assert!(charge.resize(10));
+        assert_eq!(memory.bytes(), 10);
+        drop(charge);
+        assert_eq!(memory.bytes(), 0);
     }
 }

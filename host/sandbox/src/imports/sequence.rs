@@ -23,7 +23,7 @@ impl HostSequence for State {
     ) -> Result<Resource<SequenceHandle>, Failure> {
         let client = self.table.get(&model)?.client.clone();
         let sequence = client
-            .sequence(self.tenant.owner())
+            .sequence(self.tenant.owner(), &self.account)
             .map_err(|error| self.engine_error(error))?;
         Ok(self.table.push(SequenceHandle { client, sequence })?)
     }
@@ -33,13 +33,14 @@ impl HostSequence for State {
         sequence: Resource<SequenceHandle>,
         tokens: Vec<u32>,
     ) -> Result<u32, Failure> {
+        let count = tokens.len();
         let length = self
             .table
             .get(&sequence)?
             .sequence
-            .append(&tokens)
+            .append(tokens)
             .map_err(|error| self.engine_error(error))?;
-        self.usage.prompt(tokens.len());
+        self.usage.prompt(count);
         Ok(length)
     }
 
