@@ -1,252 +1,226 @@
-//! A call of a component from its start to its end, metered; and the whole answers that are made of it.
+//! The one driver of a generation: starts the component, meters what it does, and gives its events in an order that a
+//! framer of `framing/` can write down as they come.
 
 use super::route::Target;
 use crate::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 use crate::state::{Admission, App, TenantEntry};
-use axum::http::StatusCode;
 use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
-use realm_sandbox::{Invocation, ReplyEvent, Request, RequestKind};
+use realm_sandbox::{Invocation, MemoryCharge, ReplyEvent, Request, RequestKind};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Text of a whole answer, all choices together. A component could write without end; a stream need not hold it.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
-
-/// A call under way. Dropping it is hanging up.
-pub(super) struct Answer {
+/// A generation under way. Dropping it is hanging up.
+pub(super) struct Generation {
     invocation: Invocation,
+    choices: Vec<ChoiceState>,
+    /// What follows from an event and has not been given yet.
+    pending: VecDeque<GenerationEvent>,
     meter: Meter,
+    /// What the request holds, until the component has ended.
+    _charge: MemoryCharge,
     _admission: Admission,
 }
 
-/// What a call is started with.
-pub(super) struct Call {
+/// What a generation is started with.
+pub(super) struct Start {
     /// The id the client sees.
-    pub id: String,
+    pub(super) id: String,
     /// What is asked.
-    pub kind: RequestKind,
+    pub(super) kind: RequestKind,
     /// Sampling, stops and limits.
-    pub policy: Policy,
+    pub(super) policy: Policy,
     /// How many answers.
-    pub choices: u32,
+    pub(super) choices: u32,
     /// When the request came in.
-    pub started: Instant,
+    pub(super) started: Instant,
     /// Its route, for the metrics.
-    pub route: &'static str,
+    pub(super) route: &'static str,
+    /// What the request holds of its tenant's memory.
+    pub(super) charge: MemoryCharge,
+    /// Its place among the tenant's requests.
+    pub(super) admission: Admission,
 }
 
-impl Answer {
-    /// Checks the policy against the model and starts the component.
-    ///
-    /// # Errors
-    /// The client's 400 for a policy out of range.
+/// What happens in a generation. Every choice finishes once, before `Ended`, which comes last.
+#[derive(Debug)]
+pub(super) enum GenerationEvent {
+    /// More of a choice; the text may be empty where there are log-probabilities.
+    Delta {
+        /// Which one, from 0, below the number that was asked for.
+        choice: u32,
+        /// Its next text.
+        text: String,
+        /// Log-probabilities of the tokens behind it, where they were asked for.
+        logprobs: Vec<TokenLogprob>,
+        /// Characters of the choice's text before this.
+        offset: usize,
+    },
+    /// A JSON value that a function answers with.
+    Value(String),
+    /// A choice is complete.
+    Finished {
+        /// Which one.
+        choice: u32,
+        /// Why it ended.
+        reason: StopReason,
+    },
+    /// All is said.
+    Ended(Usage),
+}
+
+#[derive(Clone, Default)]
+struct ChoiceState {
+    finished: bool,
+    /// Characters of its text so far.
+    offset: usize,
+}
+
+impl Generation {
+    /// Starts the component.
     pub(super) fn start(
         app: &Arc<App>,
         tenant: &TenantEntry,
         target: &Target,
-        call: Call,
-        admission: Admission,
-    ) -> ApiResult<Answer> {
-        let Call {
-            id,
-            kind,
-            policy,
-            choices,
-            started,
-            route,
-        } = call;
-        policy
-            .validate(target.base.client.facts().vocab_size)
-            .map_err(ApiError::invalid)?;
+        start: Start,
+    ) -> Generation {
+        let caller = app.tenant_of(tenant);
         let request = Request {
-            id,
-            kind,
+            id: start.id,
+            kind: start.kind,
             model: target.base.name.clone(),
-            policy,
-            choices,
-            deadline: Duration::from_millis(tenant.tenant.limits.wall_ms_max),
+            policy: start.policy,
+            choices: start.choices,
+            deadline: Duration::from_millis(caller.limits.wall_ms_max),
         };
-        let invocation = app
-            .sandbox
-            .invoke(&target.workflow, &tenant.tenant, request);
         let meter = Meter {
             metrics: Arc::clone(&app.metrics),
             tenant: tenant.row.name.clone(),
-            model: target.base.name.clone(),
-            route,
-            started,
-            last: None,
-            counted: 0,
+            route: start.route,
+            started: start.started,
+            last_delta: None,
         };
-        Ok(Answer {
-            invocation,
+        Generation {
+            invocation: app.sandbox.invoke(&target.workflow, &caller, request),
+            choices: vec![ChoiceState::default(); start.choices as usize],
+            pending: VecDeque::new(),
             meter,
-            _admission: admission,
-        })
+            _charge: start.charge,
+            _admission: start.admission,
+        }
     }
 
-    /// The next event; `None` after the end. Safe to drop and call again.
-    pub(super) async fn next(&mut self) -> Option<ReplyEvent> {
-        let event = self.invocation.next().await?;
-        self.meter.see(&event);
-        Some(event)
-    }
-
-    /// Reads to the end.
+    /// The next event. Safe to drop and call again.
     ///
     /// # Errors
-    /// What the call ended with, or that it wrote too much.
-    pub(super) async fn whole(
-        mut self,
-        first: Option<ReplyEvent>,
-        choices: u32,
-    ) -> ApiResult<Whole> {
-        let mut whole = Whole {
-            choices: vec![Choice::default(); choices as usize],
-            ..Whole::default()
-        };
-        let mut bytes = 0;
-        let mut next = first;
+    /// What the call ended with; nothing follows.
+    pub(super) async fn next(&mut self) -> ApiResult<GenerationEvent> {
         loop {
-            let event = match next.take() {
-                Some(event) => event,
-                None => self
-                    .next()
-                    .await
-                    .ok_or_else(|| ApiError::internal("a call ended without its end"))?,
-            };
-            match event {
-                ReplyEvent::Delta {
-                    choice,
-                    text,
-                    logprobs,
-                    ..
-                } => {
-                    bytes += text.len();
-                    if bytes > ANSWER_BYTES_MAX {
-                        let error = too_large();
-                        self.meter.failed(&error.code);
-                        return Err(error);
-                    }
-                    if let Some(choice) = whole.choices.get_mut(choice as usize) {
-                        choice.text.push_str(&text);
-                        choice.logprobs.extend(logprobs);
-                    }
-                }
-                ReplyEvent::ChoiceFinished { choice, reason } => {
-                    if let Some(choice) = whole.choices.get_mut(choice as usize) {
-                        choice.reason = Some(reason);
-                    }
-                }
-                ReplyEvent::Json(_) => {} // a function's way to answer; chats and completions are text
-                ReplyEvent::End(Ok(usage)) => {
-                    whole.usage = usage;
-                    return Ok(whole);
-                }
-                ReplyEvent::End(Err(error)) => return Err(error.into()),
+            if let Some(event) = self.pending.pop_front() {
+                return Ok(event);
             }
+            let event = self
+                .invocation
+                .next()
+                .await
+                .ok_or_else(|| ApiError::internal("a call ended without its end"))?;
+            self.meter.see(&event);
+            self.take(event)?;
+        }
+    }
+
+    /// Counts the call among those that failed, for a reason that the component does not know.
+    pub(super) fn fail(&self, error: &ApiError) {
+        self.meter.failed(&error.code);
+    }
+
+    /// Turns an event of the component, which writes what it likes, into those of a well-formed answer.
+    fn take(&mut self, event: ReplyEvent) -> ApiResult<()> {
+        match event {
+            ReplyEvent::Delta {
+                choice,
+                text,
+                logprobs,
+                ..
+            } => {
+                let open = self.choices.get_mut(choice as usize);
+                if let Some(state) = open.filter(|state| !state.finished)
+                    && !(text.is_empty() && logprobs.is_empty())
+                {
+                    let offset = state.offset;
+                    state.offset += text.chars().count();
+                    self.pending.push_back(GenerationEvent::Delta {
+                        choice,
+                        text,
+                        logprobs,
+                        offset,
+                    });
+                }
+            }
+            ReplyEvent::Json(value) => self.pending.push_back(GenerationEvent::Value(value)),
+            ReplyEvent::ChoiceFinished { choice, reason } => self.finish(choice, reason),
+            ReplyEvent::End(Ok(usage)) => {
+                // Every choice a client asked for ends, also one the component did not write to.
+                for choice in 0..self.choices.len() {
+                    self.finish(choice as u32, StopReason::EndOfTurn);
+                }
+                self.pending.push_back(GenerationEvent::Ended(usage));
+            }
+            ReplyEvent::End(Err(error)) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, choice: u32, reason: StopReason) {
+        let open = self.choices.get_mut(choice as usize);
+        if let Some(state) = open.filter(|state| !state.finished) {
+            state.finished = true;
+            self.pending
+                .push_back(GenerationEvent::Finished { choice, reason });
         }
     }
 }
 
-fn too_large() -> ApiError {
-    let message = format!("the workflow answered with more than {ANSWER_BYTES_MAX} bytes");
-    ApiError::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "workflow_error",
-        "reply_too_large",
-        message,
-    )
-}
-
-/// A whole answer.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Whole {
-    /// As many as were asked for.
-    pub choices: Vec<Choice>,
-    /// Tokens.
-    pub usage: Usage,
-}
-
-/// One answer of several.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Choice {
-    /// All of its text.
-    pub text: String,
-    /// One for each token, when asked for.
-    pub logprobs: Vec<TokenLogprob>,
-    /// Why it ended.
-    pub reason: Option<StopReason>,
-}
-
-/// Counts what goes by.
+/// Measures what goes by. Tokens are counted by the engine, not here: a component could say anything.
 struct Meter {
     metrics: Arc<Metrics>,
     tenant: String,
-    model: String,
     route: &'static str,
     started: Instant,
-    /// When the last piece went by.
-    last: Option<Instant>,
-    /// Generated tokens counted so far.
-    counted: u32,
+    last_delta: Option<Instant>,
 }
 
 impl Meter {
     fn see(&mut self, event: &ReplyEvent) {
-        let tenant = self.tenant.as_str();
         match event {
-            ReplyEvent::Delta { tokens, .. } => {
-                let now = Instant::now();
-                let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-                match self.last.replace(now) {
-                    None => {
-                        let seconds = (now - self.started).as_secs_f64();
-                        self.metrics
-                            .first_token_seconds
-                            .with_label_values(&[tenant])
-                            .observe(seconds);
-                    }
-                    Some(last) if count > 0 => {
-                        // A piece of several tokens was late by its first; the others came with it.
-                        let seconds = (now - last).as_secs_f64() / f64::from(count);
-                        let histogram = self
-                            .metrics
-                            .inter_token_seconds
-                            .with_label_values(&[tenant]);
-                        (0..count).for_each(|_| histogram.observe(seconds));
-                    }
-                    Some(_) => {}
-                }
-                self.count(count);
-            }
-            ReplyEvent::End(Ok(usage)) => {
-                let labels = [tenant, self.model.as_str()];
-                self.metrics
-                    .tokens_prompt
-                    .with_label_values(&labels)
-                    .inc_by(usage.prompt.into());
-                // Tokens that the component used itself were in no delta.
-                self.count(usage.completion.saturating_sub(self.counted));
-            }
+            ReplyEvent::Delta { tokens, .. } => self.delta(tokens.len()),
             ReplyEvent::End(Err(error)) => self.failed(error.code()),
-            ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+            ReplyEvent::End(Ok(_)) | ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+        }
+    }
+
+    fn delta(&mut self, tokens: usize) {
+        let (tenant, now) = ([self.tenant.as_str()], Instant::now());
+        match self.last_delta.replace(now) {
+            None => {
+                let seconds = (now - self.started).as_secs_f64();
+                let histogram = &self.metrics.first_token_seconds;
+                histogram.with_label_values(&tenant).observe(seconds);
+            }
+            Some(last) if tokens > 0 => {
+                // A piece of several tokens was late by its first; the others came with it.
+                let seconds = (now - last).as_secs_f64() / tokens as f64;
+                let histogram = self.metrics.inter_token_seconds.with_label_values(&tenant);
+                (0..tokens).for_each(|_| histogram.observe(seconds));
+            }
+            Some(_) => {}
         }
     }
 
     fn failed(&self, code: &str) {
         let labels = [self.tenant.as_str(), code];
         self.metrics.guest_errors.with_label_values(&labels).inc();
-    }
-
-    fn count(&mut self, tokens: u32) {
-        self.counted = self.counted.saturating_add(tokens);
-        let labels = [self.tenant.as_str(), self.model.as_str()];
-        self.metrics
-            .tokens_completion
-            .with_label_values(&labels)
-            .inc_by(tokens.into());
     }
 }
 

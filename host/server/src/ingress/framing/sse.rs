@@ -1,147 +1,111 @@
 //! Server-sent events: an answer as it is made. An error after the first byte is an event, and then there is no `[DONE]`.
 
-use super::answer::Answer;
-use super::render::Renderer;
-use crate::error::ApiError;
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use super::openai::Renderer;
+use crate::error::ApiResult;
+use crate::ingress::generation::{Generation, GenerationEvent};
+use axum::http::HeaderValue;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use realm_sandbox::ReplyEvent;
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::time::Duration;
 
-/// A stream between two pieces.
+/// How often a stream that has nothing to say says so with a comment: clients and proxies give up on silent ones.
+pub(in crate::ingress) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A stream between two events.
 struct Streaming {
-    answer: Answer,
+    generation: Generation,
     renderer: Renderer,
-    first: Option<ReplyEvent>,
-    choices: Vec<ChoiceState>,
+    /// Events that are rendered and not sent.
+    out: VecDeque<String>,
+    /// Choices whose opening chunk went out.
+    opened: Vec<bool>,
     ended: bool,
 }
 
-#[derive(Clone, Default)]
-struct ChoiceState {
-    opened: bool,
-    finished: bool,
-    /// Characters of its text so far.
-    offset: usize,
-}
-
-/// The response that streams this answer. `first` is its first event, which was awaited to know the status.
-pub(super) fn response(
-    answer: Answer,
+/// The response that streams this answer. `first` is its first event where that has come already.
+pub(in crate::ingress) fn response(
+    generation: Generation,
     renderer: Renderer,
     choices: u32,
-    first: ReplyEvent,
+    first: Option<GenerationEvent>,
 ) -> Response {
-    let choices = vec![ChoiceState::default(); choices as usize];
-    let streaming = Streaming {
-        answer,
+    let mut streaming = Streaming {
+        generation,
         renderer,
-        first: Some(first),
-        choices,
+        out: VecDeque::new(),
+        opened: vec![false; choices as usize],
         ended: false,
     };
-    let pieces = stream::unfold(streaming, |mut streaming| async {
-        let piece = streaming.piece().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(piece)), streaming))
+    if let Some(first) = first {
+        streaming.write(Ok(first));
+    }
+    let events = stream::unfold(streaming, |mut streaming| async {
+        let text = streaming.next().await?;
+        Some((Ok::<_, Infallible>(Event::default().data(text)), streaming))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
-    );
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // A proxy that collects answers would turn a stream into a wait.
+    let headers = response.headers_mut();
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
 impl Streaming {
-    /// The events of the next piece that has any.
-    async fn piece(&mut self) -> Option<String> {
-        let mut out = String::new();
-        while out.is_empty() && !self.ended {
-            let event = match self.first.take() {
-                Some(event) => event,
-                None => self.answer.next().await?,
-            };
-            self.write(event, &mut out);
+    /// The data of the next event.
+    async fn next(&mut self) -> Option<String> {
+        while self.out.is_empty() && !self.ended {
+            let event = self.generation.next().await;
+            self.write(event);
         }
-        (!out.is_empty()).then_some(out)
+        self.out.pop_front()
     }
 
-    fn write(&mut self, event: ReplyEvent, out: &mut String) {
+    fn write(&mut self, event: ApiResult<GenerationEvent>) {
         match event {
-            ReplyEvent::Delta {
+            Ok(GenerationEvent::Delta {
                 choice,
                 text,
                 logprobs,
-                ..
-            } => {
-                self.open(choice, out);
-                let Some(state) = self.choices.get_mut(choice as usize) else {
-                    return;
-                };
-                if !text.is_empty() || !logprobs.is_empty() {
-                    push(
-                        out,
-                        &self.renderer.delta(choice, &text, &logprobs, state.offset),
-                    );
-                    state.offset += text.chars().count();
-                }
+                offset,
+            }) => {
+                self.open(choice);
+                let chunk = self.renderer.delta(choice, &text, &logprobs, offset);
+                self.push(&chunk);
             }
-            ReplyEvent::ChoiceFinished { choice, reason } => {
-                self.open(choice, out);
-                if let Some(state) = self.choices.get_mut(choice as usize) {
-                    state.finished = true;
-                    push(out, &self.renderer.finish(choice, reason));
-                }
+            Ok(GenerationEvent::Finished { choice, reason }) => {
+                self.open(choice);
+                let chunk = self.renderer.finish(choice, reason);
+                self.push(&chunk);
             }
-            ReplyEvent::Json(_) => {} // a function's way to answer; chats and completions are text
-            ReplyEvent::End(Ok(usage)) => {
+            Ok(GenerationEvent::Value(_)) => {} // a function's way to answer; chats and completions are text
+            Ok(GenerationEvent::Ended(usage)) => {
                 self.ended = true;
-                for choice in 0..self.choices.len() {
-                    if !self.choices[choice].finished {
-                        // Every choice a client asked for ends, also one the component did not write to.
-                        let choice = choice as u32;
-                        self.open(choice, out);
-                        push(
-                            out,
-                            &self
-                                .renderer
-                                .finish(choice, realm_engine::StopReason::EndOfTurn),
-                        );
-                    }
-                }
                 if self.renderer.include_usage {
-                    push(out, &self.renderer.usage(&usage));
+                    let chunk = self.renderer.usage(&usage);
+                    self.push(&chunk);
                 }
-                out.push_str("data: [DONE]\n\n");
+                self.out.push_back("[DONE]".to_owned());
             }
-            ReplyEvent::End(Err(error)) => {
+            Err(error) => {
                 self.ended = true;
-                push(out, &ApiError::from(error).body());
+                self.push(&error.body());
             }
         }
     }
 
-    fn open(&mut self, choice: u32, out: &mut String) {
-        let Some(state) = self.choices.get_mut(choice as usize) else {
-            return;
-        };
-        if !std::mem::replace(&mut state.opened, true)
-            && let Some(chunk) = self.renderer.opening(choice)
-        {
-            push(out, &chunk);
+    fn open(&mut self, choice: u32) {
+        let opened = std::mem::replace(&mut self.opened[choice as usize], true);
+        if !opened && let Some(chunk) = self.renderer.opening(choice) {
+            self.push(&chunk);
         }
     }
-}
 
-fn push(out: &mut String, event: &Value) {
-    out.push_str("data: ");
-    out.push_str(&event.to_string());
-    out.push_str("\n\n");
+    fn push(&mut self, event: &Value) {
+        self.out.push_back(event.to_string());
+    }
 }
