@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::client::Owner;
 use crate::error::{EngineError, OVERLOADED};
 use crate::model::{Encoder, LoadError, ModelOptions, PASS_TOKENS_MAX, load_encoder};
-use crate::scheduler::Tenants;
+use crate::scheduler::Shares;
 
 /// Texts of one call at most.
 pub const EMBED_TEXTS_MAX: usize = 2048;
@@ -29,9 +29,9 @@ pub struct Embedder {
 
 /// The way to it; clones share it.
 #[derive(Clone)]
-pub struct EmbedderClient(Arc<Shared>);
+pub struct EmbedderClient(Arc<EmbedderShared>);
 
-struct Shared {
+struct EmbedderShared {
     text: Arc<TextModel>,
     context: usize,
     dimensions: usize,
@@ -41,7 +41,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Lines {
-    tenants: Tenants,
+    shares: Shares,
     waiting: BTreeMap<u32, VecDeque<Waiting>>, // by tenant, none of them empty
     stopped: bool,
 }
@@ -59,7 +59,7 @@ impl Embedder {
     /// [`LoadError`], naming the key or tensor.
     pub fn load(cpu: Cpu, gguf: &Gguf, options: &ModelOptions) -> Result<Embedder, LoadError> {
         let (encoder, text) = load_encoder(cpu, gguf, options)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EmbedderShared {
             text,
             context: encoder.shape().context as usize,
             dimensions: encoder.shape().hidden,
@@ -140,7 +140,7 @@ impl EmbedderClient {
             if line + texts.len() > WAITING_MAX {
                 return Err(OVERLOADED);
             }
-            lines.tenants.know(&owner);
+            lines.shares.know(&owner);
             for tokens in texts {
                 let (reply, ready) = oneshot::channel();
                 lines.push(owner.tenant, Waiting { tokens, reply });
@@ -180,7 +180,7 @@ impl EmbedderClient {
     }
 }
 
-impl Shared {
+impl EmbedderShared {
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -233,7 +233,7 @@ impl Lines {
     fn push(&mut self, tenant: u32, text: Waiting) {
         let line = self.waiting.entry(tenant).or_default();
         if line.is_empty() {
-            self.tenants.activate(tenant);
+            self.shares.activate(tenant);
         }
         line.push_back(text);
     }
@@ -242,7 +242,7 @@ impl Lines {
     fn pop(&mut self, room: usize) -> Option<Waiting> {
         loop {
             let least = self.waiting.keys().copied();
-            let tenant = least.min_by_key(|tenant| self.tenants.served(*tenant))?;
+            let tenant = least.min_by_key(|tenant| self.shares.served(*tenant))?;
             let line = self.waiting.get_mut(&tenant)?;
             if line.front()?.tokens.len() > room {
                 return None;
@@ -250,10 +250,10 @@ impl Lines {
             let text = line.pop_front()?;
             if line.is_empty() {
                 self.waiting.remove(&tenant);
-                self.tenants.deactivate(tenant);
+                self.shares.deactivate(tenant);
             }
             if !text.reply.is_closed() {
-                self.tenants.charge(tenant, text.tokens.len() as u32);
+                self.shares.charge(tenant, text.tokens.len() as u32);
                 return Some(text);
             }
         }
@@ -281,7 +281,7 @@ mod tests {
         let mut replies = Vec::new();
         for &(tenant, tokens) in texts {
             let (reply, ready) = oneshot::channel();
-            lines.tenants.know(&Owner {
+            lines.shares.know(&Owner {
                 tenant,
                 weight: 1,
                 kv_blocks_max: 0,

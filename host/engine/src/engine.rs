@@ -6,20 +6,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use realm_kernels::Cpu;
 use realm_text::TextModel;
 use realm_weights::Gguf;
 
 use crate::account::Ledger;
-use crate::client::{Client, Shared};
+use crate::client::{Client, EngineShared};
 use crate::clock::{Clock, SystemClock};
 use crate::error::EngineError;
 use crate::executor::{Executor, ModelFacts};
 use crate::inbox::Inbox;
 use crate::model::{self, LoadError, ModelOptions};
+use crate::scheduler::Limits;
 use crate::stats::{Counters, Observer};
-use crate::step::{Limits, StepLoop};
+use crate::step::StepLoop;
 
 /// How an engine works.
 #[derive(Clone)]
@@ -28,6 +30,9 @@ pub struct EngineConfig {
     pub step_tokens_max: u32,
     /// Sequences in one step at most; more wait. 1 to `step_tokens_max`.
     pub sequences_running_max: u32,
+    /// How long a step in which somebody decodes should take at most, in ms: prompts are computed in pieces that fit. 0 is
+    /// no matter how long.
+    pub step_ms_target: u32,
     /// Commands that may wait for the next step; one tenant gets half of them at most.
     pub queue_max: usize,
     /// Sequences that may be alive, over all tenants.
@@ -51,6 +56,7 @@ impl Default for EngineConfig {
         EngineConfig {
             step_tokens_max: 256,
             sequences_running_max: 64,
+            step_ms_target: 50,
             queue_max: 256,
             sequences_max: 16_384,
             tenant_sequences_max: 2_048,
@@ -69,6 +75,7 @@ impl std::fmt::Debug for EngineConfig {
         f.debug_struct("EngineConfig")
             .field("step_tokens_max", &self.step_tokens_max)
             .field("sequences_running_max", &self.sequences_running_max)
+            .field("step_ms_target", &self.step_ms_target)
             .field("queue_max", &self.queue_max)
             .field("sequences_max", &self.sequences_max)
             .field("tenant_sequences_max", &self.tenant_sequences_max)
@@ -161,7 +168,7 @@ pub(crate) fn assemble(
     if !config.model_name.is_empty() {
         facts.name = config.model_name;
     }
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(EngineShared {
         inbox: Inbox::new(config.queue_max),
         counters: Counters::default(),
         facts,
@@ -176,6 +183,7 @@ pub(crate) fn assemble(
     let limits = Limits {
         step_tokens_max: config.step_tokens_max,
         sequences_running_max: config.sequences_running_max,
+        step_target: Duration::from_millis(config.step_ms_target.into()),
     };
     let step_loop = StepLoop::new(
         Arc::clone(&shared),

@@ -53,6 +53,11 @@ pub trait Executor: Send {
     /// # Panics
     /// When a block id is not below the number of blocks the executor was made with.
     fn copy_block(&mut self, from: u32, to: u32);
+
+    /// Runs `task(0)` to `task(tasks - 1)`, each once, on the threads that compute, and returns when all have ended.
+    fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
 }
 
 /// Why a step was not run.

@@ -1,7 +1,7 @@
-//! The only way into the engine: a bounded queue of commands beside an unbounded list of signals.
+//! The only way into the engine: one queue of commands, in the order in which they were given.
 //!
-//! Commands ask for work and may be refused when the queue is full. Signals give things up (a dropped handle, a
-//! cancelled job, a reader that caught up) and are never refused; their number is bounded by the handles alive.
+//! Commands that ask for work are bounded and refused when the queue is full. Those that give something up (a dropped
+//! handle, a cancelled job, a reader that caught up) are never refused; their number is bounded by the handles alive.
 //! Everything a caller checks about a sequence it checks under this lock, so checks and queue order agree.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,65 +9,68 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::client::Face;
+use crate::client::Owner;
+use crate::emitter::Generation;
 use crate::error::{EngineError, OVERLOADED};
 use crate::outlet::Outlet;
-use crate::policy::Policy;
+use crate::sequence::SharedSequence;
 
-/// Work asked of the engine, in order.
+/// A sequence to decode, and what follows its tokens.
+pub(crate) type StartedJob = (Arc<SharedSequence>, Box<Generation>);
+
+/// What callers ask of the engine.
 pub(crate) enum Command {
     Append {
-        sequence: Arc<Face>,
+        sequence: Arc<SharedSequence>,
         tokens: Vec<u32>,
     },
     Rewind {
-        sequence: Arc<Face>,
+        sequence: Arc<SharedSequence>,
         length: u32,
     },
     Fork {
-        parent: Arc<Face>,
-        child: Arc<Face>,
+        parent: Arc<SharedSequence>,
+        child: Arc<SharedSequence>,
         reply: oneshot::Sender<Result<(), EngineError>>,
     },
     Read {
-        sequence: Arc<Face>,
+        sequence: Arc<SharedSequence>,
         start: u32,
         end: u32,
         reply: oneshot::Sender<Vec<u32>>,
     },
     Start {
         run: u64,
-        jobs: Vec<(Arc<Face>, Policy)>,
+        jobs: Vec<StartedJob>,
         outlet: Outlet,
     },
-}
-
-/// Something given up, or a reader that caught up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Signal {
     /// The handle of a sequence was dropped.
-    Release {
-        sequence: u64,
-    },
+    Release { sequence: u64 },
     /// The handle of a run was dropped.
-    CancelRun {
-        run: u64,
-    },
-    CancelJob {
-        run: u64,
-        job: u32,
-    },
+    CancelRun { run: u64 },
+    /// One job is to end.
+    CancelJob { run: u64, job: u32 },
     /// The events of a run that had paused jobs were read.
-    Resume {
-        run: u64,
-    },
+    Resume { run: u64 },
 }
 
-/// What came in since the last step. Commands come before signals: a signal is about what was asked before it.
-#[derive(Default)]
-pub(crate) struct Received {
-    pub(crate) commands: VecDeque<Command>,
-    pub(crate) signals: Vec<Signal>,
+impl Command {
+    /// Whose work it asks for; giving something up is nobody's.
+    pub(crate) fn owner(&self) -> Option<&Owner> {
+        match self {
+            Command::Append { sequence, .. }
+            | Command::Rewind { sequence, .. }
+            | Command::Fork {
+                parent: sequence, ..
+            }
+            | Command::Read { sequence, .. } => Some(&sequence.owner),
+            Command::Start { jobs, .. } => jobs.first().map(|(sequence, _)| &sequence.owner),
+            Command::Release { .. }
+            | Command::CancelRun { .. }
+            | Command::CancelJob { .. }
+            | Command::Resume { .. } => None,
+        }
+    }
 }
 
 pub(crate) struct Inbox {
@@ -78,8 +81,9 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    received: Received,
-    by_tenant: BTreeMap<u32, usize>, // commands in the queue
+    queue: VecDeque<Command>,
+    bounded: usize, // commands in the queue that could have been refused
+    by_tenant: BTreeMap<u32, usize>, // the same
     closed: bool,
 }
 
@@ -110,43 +114,42 @@ impl Inbox {
             return Err(EngineError::Stopped);
         }
         let own = state.by_tenant.get(&tenant).copied().unwrap_or(0);
-        let full = state.received.commands.len() >= self.queue_max;
-        if full || own >= self.queue_max.div_ceil(2) {
+        if state.bounded >= self.queue_max || own >= self.queue_max.div_ceil(2) {
             return Err(OVERLOADED);
         }
         let (command, value) = command()?;
         if let Some(command) = command {
             *state.by_tenant.entry(tenant).or_insert(0) += 1;
-            state.received.commands.push_back(command);
+            state.bounded += 1;
+            state.queue.push_back(command);
             self.arrived.notify_one();
         }
         Ok(value)
     }
 
-    /// Never refused; a closed engine has nothing left to give up.
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Queues what gives something up, after running `release` under the lock. Never refused; a closed engine has
+    /// nothing left to give up.
+    pub(crate) fn give_up(&self, command: Command, release: impl FnOnce()) {
         let mut state = self.lock();
+        release();
         if !state.closed {
-            state.received.signals.push(signal);
+            state.queue.push_back(command);
             self.arrived.notify_one();
         }
     }
 
     /// Everything that came in so far.
-    pub(crate) fn take(&self) -> Received {
+    pub(crate) fn take(&self) -> VecDeque<Command> {
         let mut state = self.lock();
         state.by_tenant.clear();
-        std::mem::take(&mut state.received)
+        state.bounded = 0;
+        std::mem::take(&mut state.queue)
     }
 
     /// Sleeps until something came in, unless there is work already. False once the inbox is closed.
     pub(crate) fn wait(&self, has_work: bool) -> bool {
         let mut state = self.lock();
-        while !state.closed
-            && !has_work
-            && state.received.commands.is_empty()
-            && state.received.signals.is_empty()
-        {
+        while !state.closed && !has_work && state.queue.is_empty() {
             state = self
                 .arrived
                 .wait(state)
@@ -161,15 +164,16 @@ impl Inbox {
             let mut state = self.lock();
             state.closed = true;
             state.by_tenant.clear();
+            state.bounded = 0;
             self.arrived.notify_all();
-            std::mem::take(&mut state.received)
+            std::mem::take(&mut state.queue)
         };
-        // Outside of the lock: dropping a reply may wake and drop a handle, which signals.
+        // Outside of the lock: dropping a reply may wake and drop a handle, which gives itself up.
         drop(dropped);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.lock().received.commands.len()
+        self.lock().bounded
     }
 
     pub(crate) fn is_closed(&self) -> bool {

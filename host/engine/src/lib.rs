@@ -6,8 +6,8 @@
 //! the least served tenant first. Everything is given back by dropping the handle.
 //!
 //! ```text
-//! client ── commands (bounded), signals ──> receive ─ schedule ─ forward ─ sample ─ emit ──> events ── run
-//!                                           receive.rs scheduler/ executor  sampler/ emit.rs   outlet.rs
+//! client ── commands ──> receive ─ schedule ─ forward ─ sample ─ emit ──> events ── run
+//!           inbox.rs     batch/   scheduler/ executor  sampler/ emitter/  outlet.rs
 //! ```
 //!
 //! The engine knows no sockets, files or programs. A tenant is a number with a weight and a budget of KV blocks, and
@@ -16,26 +16,26 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod batch;
 pub mod bench;
 mod client;
 mod clock;
 mod embedder;
-mod emit;
+mod emitter;
 mod engine;
 mod error;
 mod executor;
 mod inbox;
 mod kv_cache;
-mod lifecycle;
 pub mod model;
 mod outlet;
 mod policy;
-mod receive;
-mod request;
+mod run;
 mod sampler;
 mod scheduler;
 #[cfg(any(test, feature = "scripted"))]
 pub mod scripted;
+mod sequence;
 #[cfg(test)]
 mod sim;
 mod stats;
@@ -45,7 +45,7 @@ pub mod synthetic;
 mod tests;
 
 pub use account::{Account, TenantUsage};
-pub use client::{Client, Job, Owner, Run, Sequence};
+pub use client::{Client, Owner};
 pub use clock::{Clock, SystemClock};
 pub use embedder::{EMBED_TEXTS_MAX, Embedder, EmbedderClient};
 pub use engine::{Engine, EngineConfig};
@@ -56,5 +56,7 @@ pub use outlet::{Event, Finish, StopReason, Usage};
 pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
 pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError};
+pub use run::{Job, Run};
 pub use sampler::TokenLogprob;
+pub use sequence::Sequence;
 pub use stats::{Observer, Stats, StepReport};

@@ -65,15 +65,15 @@ pub struct Usage {
 
 /// The reader's end.
 pub(crate) struct Reader {
-    shared: Arc<Shared>,
+    shared: Arc<RunShared>,
 }
 
 /// The engine's end. Dropping it fails the jobs that have not finished.
 pub(crate) struct Outlet {
-    shared: Arc<Shared>,
+    shared: Arc<RunShared>,
 }
 
-struct Shared {
+struct RunShared {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -98,7 +98,7 @@ pub(crate) struct Taken {
     pub(crate) resume: bool,
 }
 
-impl Shared {
+impl RunShared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +110,7 @@ pub(crate) fn outlet(jobs: u32, unread_tokens_max: usize) -> (Outlet, Reader) {
         job,
         ..Event::default()
     };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(RunShared {
         state: Mutex::new(State {
             pending: (0..jobs).map(event).collect(),
             ended: vec![false; jobs as usize],

@@ -7,6 +7,7 @@ mod penalties;
 mod rng;
 mod top_k_p;
 
+use crate::batch::Tokens;
 use crate::policy::Policy;
 pub(crate) use logits::arg_max;
 use penalties::Penalties;
@@ -31,17 +32,27 @@ pub(crate) struct BadLogits;
 #[derive(Debug)]
 pub(crate) struct Sampler {
     penalties: Option<Penalties>,
+    prompt: Tokens, // not yet seen by the penalties
     rng: Rng,
     candidates: Vec<(f32, u32)>, // scratch: (logit, token)
 }
 
 impl Sampler {
-    /// `prompt` is what the sequence has already; `seed` is used when the policy has none.
-    pub(crate) fn new(policy: &Policy, prompt: &[u32], seed: u64) -> Sampler {
+    pub(crate) fn new(policy: &Policy) -> Sampler {
         Sampler {
-            penalties: Penalties::new(policy, prompt),
-            rng: Rng::new(policy.seed.unwrap_or(seed)),
+            penalties: Penalties::new(policy),
+            prompt: Tokens::default(),
+            rng: Rng::new(policy.seed.unwrap_or_default()),
             candidates: Vec::new(),
+        }
+    }
+
+    /// `prompt` is what the sequence has already; `seed` is used when the policy has none. Costs nothing: the prompt is
+    /// counted with the first choice, which is where the job's own time is measured.
+    pub(crate) fn begin(&mut self, policy: &Policy, prompt: Tokens, seed: u64) {
+        self.rng = Rng::new(policy.seed.unwrap_or(seed));
+        if self.penalties.is_some() {
+            self.prompt = prompt;
         }
     }
 
@@ -57,7 +68,9 @@ impl Sampler {
             .map(|top| logits::Logprobs::of(logits, top as usize));
         let logprob_of = before.map(|logprobs| (logprobs, logits.to_vec()));
 
-        if let Some(penalties) = &self.penalties {
+        if let Some(penalties) = &mut self.penalties {
+            let prompt = std::mem::take(&mut self.prompt);
+            penalties.see(prompt.pieces(0, prompt.len()).flatten());
             penalties.apply(policy, logits);
         }
         for &(token, bias) in &policy.logit_bias {
@@ -84,12 +97,15 @@ impl Sampler {
 mod tests {
     use super::*;
 
+    fn sampler(policy: &Policy, seed: u64) -> Sampler {
+        let mut sampler = Sampler::new(policy);
+        sampler.begin(policy, Tokens::default(), seed);
+        sampler
+    }
+
     fn choose(policy: &Policy, logits: &[f32], seed: u64) -> u32 {
         let mut logits = logits.to_vec();
-        Sampler::new(policy, &[], seed)
-            .choose(policy, &mut logits)
-            .unwrap()
-            .0
+        sampler(policy, seed).choose(policy, &mut logits).unwrap().0
     }
 
     fn greedy() -> Policy {
@@ -102,7 +118,7 @@ mod tests {
     /// How often each token comes up in 4,000 draws, as fractions.
     fn frequencies(policy: &Policy, logits: &[f32]) -> Vec<f32> {
         let mut counts = vec![0.0; logits.len()];
-        let mut sampler = Sampler::new(policy, &[], 1);
+        let mut sampler = sampler(policy, 1);
         for _ in 0..4000 {
             let (token, _) = sampler.choose(policy, &mut logits.to_vec()).unwrap();
             counts[token as usize] += 1.0 / 4000.0;
@@ -119,11 +135,11 @@ mod tests {
     fn a_logit_that_is_not_a_number_is_an_error_and_no_panic() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut logits = vec![0.0, bad, 1.0];
-            let mut sampler = Sampler::new(&greedy(), &[], 0);
+            let mut sampler = sampler(&greedy(), 0);
             assert_eq!(sampler.choose(&greedy(), &mut logits), Err(BadLogits));
         }
         let mut nothing_left = vec![f32::NEG_INFINITY; 3];
-        let mut sampler = Sampler::new(&greedy(), &[], 0);
+        let mut sampler = sampler(&greedy(), 0);
         assert_eq!(sampler.choose(&greedy(), &mut nothing_left), Err(BadLogits));
     }
 
@@ -182,7 +198,7 @@ mod tests {
             ..Policy::default()
         };
         let run = |engine_seed| {
-            let mut sampler = Sampler::new(&policy, &[], engine_seed);
+            let mut sampler = sampler(&policy, engine_seed);
             (0..50)
                 .map(|_| sampler.choose(&policy, &mut logits.clone()).unwrap().0)
                 .collect::<Vec<u32>>()
@@ -214,7 +230,7 @@ mod tests {
             ..Policy::default()
         };
         let mut logits = vec![0.5f32.ln(), 0.25f32.ln(), 0.125f32.ln(), 0.125f32.ln()];
-        let mut sampler = Sampler::new(&policy, &[], 0);
+        let mut sampler = sampler(&policy, 0);
         let (token, logprob) = sampler.choose(&policy, &mut logits).unwrap();
         let logprob = logprob.unwrap();
         assert_eq!((token, logprob.token), (2, 2));

@@ -1,112 +1,129 @@
-//! Which rows the next step computes: decoding sequences first, then chunks of prompts, smallest-served tenant first.
+//! The scheduler reads the batch and says what the next step does, as a [`Plan`]. It changes nothing but its own counters.
 //!
-//! Lines: *waiting* sequences have work, *running* ones are admitted and have a row in every step. Blocks of
-//! sequences that are not running may be dropped at any time, because tokens can always be computed again; a running
-//! one loses its blocks only when nothing else can run.
+//! Rows go to decoding sequences first, then to pieces of prompts, smallest-served tenant first. *Waiting* sequences have
+//! work, *running* ones have a place and a row in every step. Blocks of sequences without a place may be dropped at any time,
+//! because tokens can always be computed again; one with a place loses its blocks only when nothing else can run.
 
 mod admit;
-mod fair;
+mod cost;
+mod draft;
 mod place;
-mod reclaim;
+mod plan;
+mod shares;
 
-pub(crate) use fair::Tenants;
+use std::time::Duration;
 
-use crate::executor::BatchRow;
-use crate::stats::StepReport;
-use crate::step::StepLoop;
+use admit::Totals;
+use cost::StepCost;
+use draft::Draft;
+use place::Way;
+pub(crate) use plan::{Plan, Shortage, Span};
+pub(crate) use shares::Shares;
 
-/// Positions `start..end` of one sequence, consecutive rows of the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) sequence: u64,
-    pub(crate) start: u32,
-    pub(crate) end: u32,
-    /// Whether the last row's logits are wanted. Speculation would want those of its draft rows, too.
-    pub(crate) logits: bool,
+use crate::batch::Batch;
+use crate::client::Owner;
+
+/// How much a step may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) step_tokens_max: u32,
+    pub(crate) sequences_running_max: u32,
+    pub(crate) step_target: Duration, // 0 is none
 }
 
-/// What could not be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shortage {
-    /// The pool has no block.
-    Pool,
-    /// The tenant holds all it may.
-    Tenant,
+/// Who goes next.
+pub(crate) struct Scheduler {
+    limits: Limits,
+    shares: Shares,
+    cost: StepCost,
 }
 
-/// The rows of one step. Span `i` uses table `i` of the batch.
-#[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) rows: Vec<BatchRow>,
-    pub(crate) spans: Vec<Span>,
-    /// Running sequences that got no row, for want of a block.
-    blocked: Vec<(u64, Shortage)>,
-    decode_rows: u32,
-    sequences: u32,
-}
-
-impl Plan {
-    fn clear(&mut self) {
-        self.rows.clear();
-        self.spans.clear();
-        self.blocked.clear();
-        self.decode_rows = 0;
-        self.sequences = 0;
-    }
-
-    fn rows_left(&self, step_tokens_max: u32) -> u32 {
-        let planned: u32 = self.spans.iter().map(|span| span.end - span.start).sum();
-        step_tokens_max.saturating_sub(planned)
-    }
-
-    /// The numbers of the planned step, without its time.
-    pub(crate) fn report(&self) -> StepReport {
-        let rows = self.rows.len() as u32;
-        StepReport {
-            rows,
-            prefill_rows: rows.saturating_sub(self.decode_rows),
-            decode_rows: self.decode_rows,
-            sequences: self.sequences,
-            seconds: 0.0,
+impl Scheduler {
+    pub(crate) fn new(limits: Limits) -> Scheduler {
+        let step_tokens_max = limits.step_tokens_max.max(1);
+        Scheduler {
+            limits: Limits {
+                step_tokens_max,
+                // Every running sequence gets a row in every step, so none of them can starve.
+                sequences_running_max: limits.sequences_running_max.clamp(1, step_tokens_max),
+                ..limits
+            },
+            shares: Shares::default(),
+            cost: StepCost::new(limits.step_target),
         }
     }
-}
 
-impl StepLoop {
-    /// Fills the plan. It is empty only when nothing can be computed.
-    pub(crate) fn schedule(&mut self) {
-        self.plan.clear();
-        self.admit();
+    /// The latest word about a tenant.
+    pub(crate) fn know(&mut self, owner: &Owner) {
+        self.shares.know(owner);
+    }
+
+    /// What the next step does. Nothing to compute only when nothing can be computed.
+    pub(crate) fn plan(&mut self, batch: &Batch) -> Plan {
+        let lines = batch.lines();
+        let waiting = lines.waiting().keys().copied();
+        self.shares
+            .set_active(waiting.chain(lines.running_by().keys().copied()));
+        let mut base = Draft::new(batch);
+        let totals = Totals {
+            places: self.limits.sequences_running_max,
+            blocks: batch.pool().total(),
+        };
+        admit::admit(&mut base, &self.shares, totals);
         loop {
-            self.plan.clear();
-            self.place_decodes();
-            self.place_prefills();
-            if !self.unblock() {
-                break;
+            let mut draft = base.clone();
+            let mut blocked = Vec::new();
+            place::decodes(&mut draft, &self.shares, &mut blocked);
+            let rows = self.prefill_rows_max(draft.plan().decode_rows);
+            place::prefills(&mut draft, &self.shares, &mut blocked, rows);
+            match place::way_out(&draft, &blocked) {
+                Some(Way::Preempt(id, why)) => base.preempt(id, why),
+                Some(Way::End(id, shortage)) => base.end(id, shortage),
+                None => return self.charge(draft),
             }
         }
-        self.charge_and_write_rows();
     }
 
-    /// Turns spans into rows and charges their tenants.
-    fn charge_and_write_rows(&mut self) {
-        let plan = &mut self.plan;
-        plan.sequences = plan.spans.len() as u32;
-        for (table, span) in plan.spans.iter().enumerate() {
-            let Some(sequence) = self.sequences.get(&span.sequence) else {
-                continue;
-            };
-            let count = span.end - span.start;
-            self.tenants.charge(sequence.tenant(), count);
-            for position in span.start..span.end {
-                plan.rows.push(BatchRow {
-                    token: sequence.tokens[position as usize],
-                    position,
-                    table: table as u32,
-                    logits: span.logits && position + 1 == span.end,
-                    adapter: None,
-                });
-            }
+    fn charge(&mut self, draft: Draft<'_>) -> Plan {
+        for span in &draft.plan().spans {
+            let tenant = draft.get(span.sequence).tenant();
+            self.shares.charge(tenant, span.rows());
         }
+        draft.into_plan()
+    }
+
+    fn prefill_rows_max(&self, decode_rows: u32) -> u32 {
+        let rows_left = self.limits.step_tokens_max.saturating_sub(decode_rows);
+        self.cost.prefill_rows_max(decode_rows, rows_left)
+    }
+
+    /// A planned step took this long to compute.
+    pub(crate) fn observe(&mut self, plan: &Plan, took: Duration) {
+        let prefill_rows = plan.rows() - plan.decode_rows;
+        self.cost
+            .observe(plan.decode_rows, prefill_rows, took.as_secs_f64());
+    }
+
+    /// Charges a tenant for work beside the rows, as many rows as would have taken as long.
+    pub(crate) fn charge_time(&mut self, tenant: u32, took: Duration) {
+        let row = self.cost.row_seconds();
+        if row > 0.0 {
+            let units = took.as_secs_f64() / row * shares::ROW as f64;
+            self.shares.charge_units(tenant, units as u64);
+        }
+    }
+
+    pub(crate) fn kv_blocks_max(&self, tenant: u32) -> u32 {
+        self.shares.kv_blocks_max(tenant)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn served(&self, tenant: u32) -> u64 {
+        self.shares.served(tenant)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 }

@@ -5,20 +5,36 @@
 //! printed and becomes a test of its own.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::account::Account;
-use crate::client::{Client, Job, Owner, Run, Sequence};
+use crate::batch::Tokens;
+use crate::client::{Client, Owner};
+use crate::clock::Clock;
 use crate::engine::{EngineConfig, assemble};
 use crate::error::EngineError;
 use crate::kv_cache::blocks_for;
 use crate::outlet::{Event, Finish, StopReason};
 use crate::policy::Policy;
+use crate::run::{Job, Run};
 use crate::sampler::{Rng, Sampler};
 use crate::scripted::{self, BLOCK_TOKENS, END, Script, Scripted, VOCAB};
+use crate::sequence::Sequence;
 use crate::step::StepLoop;
+
+/// Time that goes on by a millisecond whenever it is asked, so that a seed is the whole story.
+#[derive(Default)]
+struct StepClock(AtomicU64);
+
+impl Clock for StepClock {
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// A program's sequence and what must be in it.
 struct Held {
@@ -100,6 +116,8 @@ impl World {
             sequences_running_max: 1 + rng.below(10),
             queue_max: 2 + rng.below(40) as usize,
             unread_tokens_max: 1 + rng.below(30) as usize,
+            step_ms_target: rng.below(2) * 5,
+            clock: Arc::new(StepClock::default()),
             seed,
             ..EngineConfig::default()
         };
@@ -194,7 +212,7 @@ impl World {
         if held.busy {
             return;
         }
-        match held.handle.append(&tokens) {
+        match held.handle.append(tokens.clone()) {
             Ok(length) => {
                 held.tokens.extend(tokens);
                 assert_eq!(length as usize, held.tokens.len());
@@ -301,7 +319,10 @@ impl World {
         let held = &self.held[&key];
         let context = self.client.facts().context_length as usize;
         let mut history = held.tokens.clone();
-        let mut sampler = Sampler::new(policy, &history, 0);
+        let mut sampler = Sampler::new(policy);
+        let mut prompt = Tokens::default();
+        prompt.append(history.clone());
+        sampler.begin(policy, prompt, 0);
         let reason = loop {
             let generated = (history.len() - held.tokens.len()) as u32;
             if policy.max_tokens == Some(generated) {
@@ -469,15 +490,13 @@ impl World {
 
     fn step(&mut self) {
         self.engine.step().unwrap();
-        let engine = &self.engine;
-        let tables = engine.sequences.values();
-        engine
-            .pool
-            .assert_matches(tables.map(|sequence| (sequence.tenant(), sequence.table.blocks())));
-        assert!(engine.running.len() as u32 <= engine.limits.sequences_running_max);
-        assert!(engine.plan.rows.len() as u32 <= engine.limits.step_tokens_max);
+        let (batch, limits) = (&self.engine.batch, self.engine.scheduler.limits());
+        batch.assert_lawful();
+        assert!(batch.lines().running().len() as u32 <= limits.sequences_running_max);
+        let rows = self.client.stats().batch_rows_last;
+        assert!(rows <= u64::from(limits.step_tokens_max));
         for owner in &self.owners {
-            let held = engine.pool.held_by(owner.tenant);
+            let held = batch.pool().held_by(owner.tenant);
             assert!(held <= owner.kv_blocks_max, "seed {}", self.seed);
         }
         self.watch_starvation();
@@ -488,13 +507,14 @@ impl World {
         let engine = &self.engine;
         for owner in &self.owners {
             let tenant = owner.tenant;
-            let is_of = |id: &u64| engine.sequences[id].tenant() == tenant;
-            let mut lines = engine.running.values().chain(engine.waiting.values());
+            let lines = engine.batch.lines();
+            let has_work =
+                lines.waiting().contains_key(&tenant) || lines.running_by().contains_key(&tenant);
             let steps = self.idle_steps.entry(tenant).or_insert(0);
-            let served = engine.tenants.served(tenant);
+            let served = engine.scheduler.served(tenant);
             // The counter holds the served amount in its upper half, the steps since in its lower.
             let (before, count) = (*steps >> 16, *steps & 0xffff);
-            let count = if lines.any(is_of) && before == served & 0xffff_ffff {
+            let count = if has_work && before == served & 0xffff_ffff {
                 count + 1
             } else {
                 0
@@ -535,8 +555,7 @@ fn simulate(seed: u64) -> (u64, u64, u64, u64) {
     world.step();
     let stats = world.client.stats();
     assert_eq!(stats.blocks_free, stats.blocks_total, "seed {seed}");
-    assert!(world.engine.sequences.is_empty(), "seed {seed}");
-    assert!(world.engine.runs.is_empty(), "seed {seed}");
+    assert!(world.engine.batch.is_empty(), "seed {seed}");
     assert_eq!(world.client.shared.sequences.load(Ordering::Relaxed), 0);
     (
         world.trace,

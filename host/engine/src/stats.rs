@@ -28,6 +28,8 @@ pub struct Stats {
     pub tokens_decode_total: u64,
     /// Sequences whose blocks were dropped to make room while they had work.
     pub preemptions_total: u64,
+    /// Sequences that lost their place to another tenant's, whose share it was.
+    pub yields_total: u64,
     /// Rows of the last forward pass.
     pub batch_rows_last: u64,
 }
@@ -67,6 +69,7 @@ pub(crate) struct Counters {
     pub(crate) tokens_prefill: AtomicU64,
     pub(crate) tokens_decode: AtomicU64,
     pub(crate) preemptions: AtomicU64,
+    pub(crate) yields: AtomicU64,
     pub(crate) batch_rows_last: AtomicU64,
 }
 
@@ -84,6 +87,7 @@ impl Counters {
             tokens_prefill_total: self.tokens_prefill.load(Relaxed),
             tokens_decode_total: self.tokens_decode.load(Relaxed),
             preemptions_total: self.preemptions.load(Relaxed),
+            yields_total: self.yields.load(Relaxed),
             batch_rows_last: self.batch_rows_last.load(Relaxed),
         }
     }

@@ -1,89 +1,55 @@
-//! The step loop: receive, schedule, forward, sample, emit. It owns everything a step touches and waits for nobody.
+//! The step loop: receive, schedule, forward, sample, emit. It owns the three that own the state, and waits for nobody.
 //!
-//! It has no thread of its own: `engine.rs` runs it on the owner thread, `sim.rs` step by step.
+//! [`Batch`] is what there is, [`Scheduler`] says what happens next, [`Emitter`] says what came of it. The loop has no thread
+//! of its own: `engine.rs` runs it on the owner thread, `sim.rs` step by step.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use crate::client::Shared;
+use crate::batch::Batch;
+use crate::client::EngineShared;
 use crate::clock::Clock;
+use crate::emitter::Emitter;
 use crate::error::EngineError;
-use crate::executor::{Executor, StepBatch};
-use crate::kv_cache::BlockPool;
-use crate::outlet::Outlet;
-use crate::request::SequenceState;
-use crate::sampler::Rng;
-use crate::scheduler::{Plan, Tenants};
+use crate::executor::{BatchRow, Executor, StepBatch};
+use crate::inbox::{Command, StartedJob};
+use crate::outlet::{Finish, Outlet, StopReason};
+use crate::scheduler::{Limits, Plan, Scheduler, Shortage};
 use crate::stats::{Observer, StepReport};
-
-/// The limits of the step loop.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) step_tokens_max: u32,
-    pub(crate) sequences_running_max: u32,
-}
-
-/// A run whose jobs have not all ended.
-pub(crate) struct RunState {
-    pub(crate) outlet: Outlet,
-    pub(crate) sequences: Vec<u64>, // [jobs]
-    pub(crate) live: u32,           // jobs that have not ended
-}
 
 /// The engine's state, owned by one thread.
 pub(crate) struct StepLoop {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) executor: Box<dyn Executor>,
-    pub(crate) limits: Limits,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-    pub(crate) seeds: Rng, // for jobs without a seed of their own
-
-    pub(crate) sequences: BTreeMap<u64, SequenceState>,
-    pub(crate) runs: BTreeMap<u64, RunState>,
-    pub(crate) waiting: BTreeMap<u64, u64>, // arrival -> sequence, has work
-    pub(crate) running: BTreeMap<u64, u64>, // arrival -> sequence, admitted
-    pub(crate) tenants: Tenants,
-    pub(crate) pool: BlockPool,
-    pub(crate) arrivals: u64,
-    pub(crate) steps: u64,
-
-    pub(crate) plan: Plan,
-    pub(crate) logits: Vec<f32>, // [rows that asked, vocab]
+    pub(crate) shared: Arc<EngineShared>,
+    executor: Box<dyn Executor>,
+    clock: Arc<dyn Clock>,
+    observer: Option<Arc<dyn Observer>>,
+    pub(crate) batch: Batch,
+    pub(crate) scheduler: Scheduler,
+    emitter: Emitter,
+    rows: Vec<BatchRow>,
+    logits: Vec<f32>, // [rows that asked, vocab]
 }
 
 impl StepLoop {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<EngineShared>,
         executor: Box<dyn Executor>,
         limits: Limits,
         clock: Arc<dyn Clock>,
         observer: Option<Arc<dyn Observer>>,
         seed: u64,
     ) -> StepLoop {
-        let step_tokens_max = limits.step_tokens_max.max(1);
-        let pool = BlockPool::new(shared.facts.kv_blocks);
+        let text = Arc::clone(&shared.text);
         let step_loop = StepLoop {
             executor,
-            limits: Limits {
-                step_tokens_max,
-                // Every running sequence gets a row in every step, so none of them can starve.
-                sequences_running_max: limits.sequences_running_max.clamp(1, step_tokens_max),
-            },
             clock,
             observer,
-            seeds: Rng::new(seed),
-            sequences: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            running: BTreeMap::new(),
-            tenants: Tenants::default(),
-            pool,
-            arrivals: 0,
-            steps: 0,
-            plan: Plan::default(),
+            batch: Batch::new(&shared.facts),
+            scheduler: Scheduler::new(limits),
+            emitter: Emitter::new(text, shared.facts.vocab_size, seed),
+            rows: Vec::new(),
             logits: Vec::new(),
             shared,
         };
@@ -95,103 +61,222 @@ impl StepLoop {
     pub(crate) fn step(&mut self) -> Result<(), EngineError> {
         let began = self.clock.now();
         self.receive();
-        self.schedule();
-        if !self.plan.rows.is_empty() {
-            self.forward()?;
-            self.emit();
-            self.steps += 1;
+        let plan = self.scheduler.plan(&self.batch);
+        self.carry_out(&plan);
+        if !plan.spans.is_empty() {
+            match self.forward(&plan)? {
+                Ok(()) => self.emit(&plan),
+                Err(refused) => self.refuse(&plan, &refused),
+            }
         }
         self.publish();
-        self.observe(began);
+        self.observe(&plan, began);
         Ok(())
     }
 
     /// Whether another step would do something even if nothing comes in.
     pub(crate) fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty()
+        self.batch.has_work()
+    }
+
+    /// Applies what came in, in order, each on its tenant's account.
+    fn receive(&mut self) {
+        for command in self.shared.inbox.take() {
+            let tenant = command.owner().map(|owner| {
+                self.scheduler.know(owner);
+                owner.tenant
+            });
+            let began = self.clock.now();
+            self.apply(command);
+            if let Some(tenant) = tenant {
+                let took = self.clock.now().saturating_sub(began);
+                self.scheduler.charge_time(tenant, took);
+            }
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        let batch = &mut self.batch;
+        match command {
+            Command::Append { sequence, tokens } => batch.append(&sequence, tokens),
+            Command::Rewind { sequence, length } => batch.rewind(&sequence, length),
+            Command::Fork {
+                parent,
+                child,
+                reply,
+            } => batch.fork(&parent, child, reply),
+            Command::Read {
+                sequence,
+                start,
+                end,
+                reply,
+            } => {
+                // The reader may be gone; then nobody wants the answer.
+                let _ = reply.send(batch.read(&sequence, start, end));
+            }
+            Command::Start { run, jobs, outlet } => self.start(run, jobs, outlet),
+            Command::Release { sequence } => batch.release(sequence),
+            Command::CancelRun { run } => self.cancel(run, None),
+            Command::CancelJob { run, job } => self.cancel(run, Some(job)),
+            Command::Resume { run } => batch.resume(run),
+        }
+    }
+
+    fn start(&mut self, run: u64, jobs: Vec<StartedJob>, outlet: Outlet) {
+        let (sequences, generations): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
+        let uncounted = self.batch.start(run, &sequences);
+        self.emitter.start(run, outlet, uncounted);
+        let mut ended = Vec::new();
+        for (index, (sequence, generation)) in sequences.iter().zip(generations).enumerate() {
+            let id = sequence.id;
+            let prompt = self.batch.tokens(id);
+            let max_tokens = self.emitter.begin(id, index as u32, generation, prompt);
+            ended.extend(self.batch.begin(id, max_tokens).map(|finish| (id, finish)));
+        }
+        // Once all are there: the end of the last live job is the end of the run.
+        for (id, finish) in ended {
+            self.emitter.stop(&mut self.batch, id, finish);
+        }
+    }
+
+    fn cancel(&mut self, run: u64, job: Option<u32>) {
+        for id in self.batch.jobs(run, job) {
+            let finish = Finish::Stopped(StopReason::Cancelled);
+            self.emitter.stop(&mut self.batch, id, finish);
+        }
+    }
+
+    /// Carries out all of a plan but its rows.
+    fn carry_out(&mut self, plan: &Plan) {
+        for &(id, shortage) in &plan.ended {
+            match shortage {
+                Shortage::Pool => self.emitter.finish_full(&mut self.batch, id),
+                Shortage::Tenant => {
+                    let error = self.over_quota(id);
+                    self.emitter.fail(&mut self.batch, id, &error);
+                }
+            }
+        }
+        for (from, to) in self.batch.carry_out(plan) {
+            self.executor.copy_block(from, to);
+        }
+        let counters = &self.shared.counters;
+        let add = |counter: &AtomicU64, count: usize| {
+            counter.fetch_add(count as u64, Relaxed);
+        };
+        add(&counters.preemptions, plan.preempted.len());
+        add(&counters.yields, plan.yielded.len());
+    }
+
+    fn over_quota(&self, id: u64) -> EngineError {
+        let sequence = self.batch.get(id);
+        let (tokens, tenant) = sequence.map_or((0, 0), |s| (s.length(), s.tenant()));
+        let blocks_max = self.scheduler.kv_blocks_max(tenant);
+        EngineError::Quota {
+            what: format!(
+                "{tokens} tokens need more than the {blocks_max} KV blocks the tenant may hold"
+            ),
+            retry_after_ms: 0,
+        }
     }
 
     /// Computes the planned rows. A batch the executor refuses costs its own sequences only; a panic, the engine.
-    fn forward(&mut self) -> Result<(), EngineError> {
-        let tables: Vec<&[u32]> = self
-            .plan
-            .spans
-            .iter()
-            .map(|span| self.sequences[&span.sequence].table.blocks())
-            .collect();
+    fn forward(&mut self, plan: &Plan) -> Result<Result<(), EngineError>, EngineError> {
+        self.batch.rows(&plan.spans, &mut self.rows);
         let batch = StepBatch {
-            rows: &self.plan.rows,
-            tables: &tables,
+            rows: &self.rows,
+            tables: &self.batch.tables(&plan.spans),
         };
-        let executor = &mut self.executor;
-        let logits = &mut self.logits;
+        let (executor, logits) = (&mut self.executor, &mut self.logits);
+        let began = self.clock.now();
         // Unwind safe: after a panic neither executor nor logits are used again.
-        match catch_unwind(AssertUnwindSafe(|| executor.forward(&batch, logits))) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                self.refuse_plan(&EngineError::Internal(error.to_string()));
-                return Ok(());
-            }
-            Err(_) => return Err(EngineError::Internal("the executor panicked".to_owned())),
+        let computed = catch_unwind(AssertUnwindSafe(|| executor.forward(&batch, logits)))
+            .map_err(|_| EngineError::Internal("the executor panicked".to_owned()))?;
+        if let Err(error) = computed {
+            return Ok(Err(EngineError::Internal(error.to_string())));
         }
-        let wanted = self.plan.rows.iter().filter(|row| row.logits).count();
+        let wanted = self.rows.iter().filter(|row| row.logits).count();
         if self.logits.len() != wanted * self.shared.facts.vocab_size as usize {
             let what = format!("{} logits for {wanted} rows", self.logits.len());
-            self.refuse_plan(&EngineError::Internal(what));
+            return Ok(Err(EngineError::Internal(what)));
         }
-        Ok(())
+        let took = self.clock.now().saturating_sub(began);
+        self.scheduler.observe(plan, took);
+        Ok(Ok(()))
     }
 
     /// Fails everything that was to be computed in this step.
-    fn refuse_plan(&mut self, error: &EngineError) {
-        self.plan.rows.clear();
-        for span in std::mem::take(&mut self.plan.spans) {
-            self.fail(span.sequence, error);
+    fn refuse(&mut self, plan: &Plan, error: &EngineError) {
+        for span in &plan.spans {
+            self.emitter.fail(&mut self.batch, span.sequence, error);
+        }
+    }
+
+    /// Samples and emits for every computed span, in batch order.
+    fn emit(&mut self, plan: &Plan) {
+        for span in &plan.spans {
+            self.batch.computed(span);
+        }
+        let executor = &*self.executor;
+        let choices = self
+            .emitter
+            .choose(&plan.spans, &mut self.logits, executor, &*self.clock);
+        for choice in choices {
+            if let Some(sequence) = self.batch.get(choice.sequence) {
+                self.scheduler.charge_time(sequence.tenant(), choice.took);
+            }
+            self.emitter.emit(&mut self.batch, choice);
+        }
+        for span in &plan.spans {
+            self.batch.settle(span.sequence);
         }
     }
 
     /// Ends all jobs; what else waits is told when this is dropped.
     pub(crate) fn stop(&mut self, error: &EngineError) {
         self.shared.inbox.close();
-        for run in self.runs.values() {
-            run.outlet.fail(error);
-        }
+        self.emitter.fail_all(error);
     }
 
     fn publish(&self) {
         if !self.has_work() {
-            self.pool.assert_conserved();
+            self.batch.assert_conserved();
         }
         let counters = &self.shared.counters;
-        let store = |counter: &std::sync::atomic::AtomicU64, value: usize| {
+        let store = |counter: &AtomicU64, value: usize| {
             counter.store(value as u64, Relaxed);
         };
-        store(&counters.sequences_running, self.running.len());
-        store(&counters.sequences_waiting, self.waiting.len());
-        store(&counters.blocks_total, self.pool.total() as usize);
-        store(&counters.blocks_free, self.pool.free() as usize);
-        store(&counters.blocks_cached, self.pool.cached() as usize);
-        store(&counters.blocks_held, self.pool.held() as usize);
+        let (lines, pool) = (self.batch.lines(), self.batch.pool());
+        store(&counters.sequences_running, lines.running().len());
+        store(&counters.sequences_waiting, lines.waiting_count());
+        store(&counters.blocks_total, pool.total() as usize);
+        store(&counters.blocks_free, pool.free() as usize);
+        store(&counters.blocks_cached, pool.cached() as usize);
+        store(&counters.blocks_held, pool.held() as usize);
     }
 
-    fn observe(&self, began: std::time::Duration) {
-        let report = self.plan.report();
-        if report.rows == 0 {
+    fn observe(&self, plan: &Plan, began: Duration) {
+        let rows = plan.rows();
+        if rows == 0 {
             return;
         }
+        let prefill_rows = rows - plan.decode_rows;
         let counters = &self.shared.counters;
         counters.steps.fetch_add(1, Relaxed);
         counters
             .tokens_prefill
-            .fetch_add(report.prefill_rows.into(), Relaxed);
+            .fetch_add(prefill_rows.into(), Relaxed);
         counters
             .tokens_decode
-            .fetch_add(report.decode_rows.into(), Relaxed);
-        counters.batch_rows_last.store(report.rows.into(), Relaxed);
+            .fetch_add(plan.decode_rows.into(), Relaxed);
+        counters.batch_rows_last.store(rows.into(), Relaxed);
         if let Some(observer) = &self.observer {
             observer.step(&StepReport {
+                rows,
+                prefill_rows,
+                decode_rows: plan.decode_rows,
+                sequences: plan.spans.len() as u32,
                 seconds: (self.clock.now().saturating_sub(began)).as_secs_f64(),
-                ..report
             });
         }
     }

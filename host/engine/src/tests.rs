@@ -7,12 +7,16 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use crate::account::Account;
-use crate::client::{Client, Job, Owner, Run, Sequence};
+use crate::batch::SequenceState;
+use crate::client::{Client, Owner};
+use crate::clock::Clock;
 use crate::engine::{EngineConfig, assemble};
 use crate::error::EngineError;
 use crate::outlet::{Event, Finish, StopReason, Usage};
 use crate::policy::Policy;
+use crate::run::{Job, Run};
 use crate::scripted::{self, Script, Scripted};
+use crate::sequence::Sequence;
 use crate::stats::{Observer, StepReport};
 use crate::step::StepLoop;
 
@@ -41,6 +45,15 @@ fn reply(text: &str) -> Scripted {
     }
 }
 
+/// Time stands still, so that no test depends on it.
+struct NoClock;
+
+impl Clock for NoClock {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
 /// An engine that steps when it is told to.
 struct Stepped {
     client: Client,
@@ -49,6 +62,10 @@ struct Stepped {
 
 impl Stepped {
     fn new(scripted: Scripted, config: EngineConfig) -> Stepped {
+        let config = EngineConfig {
+            clock: Arc::new(NoClock),
+            ..config
+        };
         let facts = scripted::facts(&scripted);
         let text = scripted::text_model();
         let (client, engine) = assemble(scripted::executor(scripted), facts, text, config);
@@ -141,7 +158,7 @@ fn a_reply_ends_with_its_turn_and_can_be_gone_on_from() {
     assert_eq!(run.usage(), usage);
     assert_eq!(block_on(sequence.length()), 14);
 
-    sequence.append(&bytes(" again ")).unwrap();
+    sequence.append(bytes(" again ")).unwrap();
     let mut run = engine.start(&sequence, greedy(4));
     assert_eq!(engine.finish(&mut run)[0].text, "good");
     assert_eq!(run.usage().prompt, 7, "the first prompt was counted before");
@@ -274,9 +291,9 @@ fn prompts_are_computed_in_the_proportion_of_weights() {
     engine.steps(100);
     let computed: Vec<u32> = engine
         .engine
-        .sequences
-        .values()
-        .map(|s| s.computed)
+        .batch
+        .sequences()
+        .map(SequenceState::computed)
         .collect();
     assert_eq!(computed.iter().sum::<u32>(), 800);
     assert!(computed[0].abs_diff(200) <= 16, "{computed:?}");
@@ -313,7 +330,7 @@ fn a_fork_given_up_leaves_nothing() {
     drop(child);
     engine.steps(1);
     assert_eq!(engine.free(), 1024);
-    assert!(engine.engine.sequences.is_empty());
+    assert!(engine.engine.batch.is_empty());
 }
 
 #[test]
@@ -417,7 +434,7 @@ fn a_full_queue_is_refused_not_buffered_and_still_takes_drops() {
     drop((sequence, other));
     engine.steps(1);
     assert_eq!(engine.free(), 1024);
-    assert!(engine.engine.sequences.is_empty());
+    assert!(engine.engine.batch.is_empty());
 }
 
 #[test]

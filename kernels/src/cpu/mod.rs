@@ -79,6 +79,14 @@ impl Cpu {
         Cpu { rounding, ..self }
     }
 
+    /// Runs `task(0)` to `task(tasks - 1)`, each once, on the threads of the operations, and returns when all have ended.
+    ///
+    /// # Panics
+    /// With the first task's panic.
+    pub fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
+    }
+
     /// Threads that work on an operation.
     pub fn threads(&self) -> usize {
         self.pool.threads()

@@ -147,6 +147,10 @@ impl Executor for CpuExecutor {
             layer.copy_block(from, to);
         }
     }
+
+    fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.cpu.for_each(tasks, task);
+    }
 }
 
 impl Layout {

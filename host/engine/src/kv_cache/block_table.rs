@@ -8,16 +8,12 @@ pub(crate) fn blocks_for(tokens: u32, block_tokens: u32) -> u32 {
 }
 
 /// Block `i` holds positions `i * block_tokens .. (i + 1) * block_tokens`.
+///
+/// A sequence shares a prefix with its forks, so of its blocks those before some index are shared and the others are not.
 #[derive(Debug, Default)]
 pub(crate) struct BlockTable {
     blocks: Vec<u32>,
-}
-
-/// A block of the table that its sequence wants to write but does not hold alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shared {
-    pub(crate) index: usize,
-    pub(crate) block: u32,
+    pinned: bool, // its sequence has a place in the batch
 }
 
 impl BlockTable {
@@ -33,22 +29,42 @@ impl BlockTable {
         self.blocks.is_empty()
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// Pins its blocks, those to come included, or no longer.
+    pub(crate) fn set_pinned(&mut self, pinned: bool, pool: &mut BlockPool) {
+        if std::mem::replace(&mut self.pinned, pinned) == pinned {
+            return;
+        }
+        for &block in &self.blocks {
+            if pinned {
+                pool.pin(block);
+            } else {
+                pool.unpin(block);
+            }
+        }
+    }
+
     /// Appends a block that [`BlockPool::take`] gave.
-    pub(crate) fn push(&mut self, block: u32) {
+    pub(crate) fn push(&mut self, block: u32, pool: &mut BlockPool) {
+        if self.pinned {
+            pool.pin(block);
+        }
         self.blocks.push(block);
     }
 
-    /// The block at `index` if a write to it needs a copy first.
-    pub(crate) fn shared_at(&self, index: usize, pool: &BlockPool) -> Option<Shared> {
-        let block = *self.blocks.get(index)?;
-        pool.is_shared(block).then_some(Shared { index, block })
-    }
-
-    /// Puts the private copy in place of the shared block.
-    pub(crate) fn replace(&mut self, shared: Shared, copy: u32, pool: &mut BlockPool) {
-        debug_assert_eq!(self.blocks[shared.index], shared.block);
-        self.blocks[shared.index] = copy;
-        pool.release(shared.block);
+    /// Puts a block that [`BlockPool::take`] gave in place of the one at `index`, which it returns.
+    pub(crate) fn replace(&mut self, index: usize, block: u32, pool: &mut BlockPool) -> u32 {
+        let old = std::mem::replace(&mut self.blocks[index], block);
+        if self.pinned {
+            pool.pin(block);
+            pool.unpin(old);
+        }
+        pool.release(old);
+        old
     }
 
     /// A table that shares the first `count` blocks of this one.
@@ -57,20 +73,28 @@ impl BlockTable {
         for &block in &blocks {
             pool.share(block);
         }
-        BlockTable { blocks }
+        BlockTable {
+            blocks,
+            pinned: false,
+        }
     }
 
     /// Gives back all but the first `count` blocks.
     pub(crate) fn truncate(&mut self, count: usize, pool: &mut BlockPool) {
         while self.blocks.len() > count {
             let block = self.blocks.pop().expect("longer than count");
+            if self.pinned {
+                pool.unpin(block);
+            }
             pool.release(block);
         }
     }
 
-    /// Whether giving this table back would free anything.
+    /// Whether giving this table back would free anything: its last block is the last that forks share.
     pub(crate) fn holds_alone(&self, pool: &BlockPool) -> bool {
-        self.blocks.iter().any(|&block| !pool.is_shared(block))
+        self.blocks
+            .last()
+            .is_some_and(|&block| pool.refs(block) == 1)
     }
 }
 
@@ -83,17 +107,22 @@ mod tests {
         let mut pool = BlockPool::new(4);
         let mut parent = BlockTable::default();
         for _ in 0..2 {
-            parent.push(pool.take(0).unwrap());
+            let block = pool.take(0).unwrap();
+            parent.push(block, &mut pool);
         }
         let mut child = parent.fork(2, &mut pool);
         assert_eq!(pool.held(), 2);
-        let shared = child.shared_at(1, &pool).unwrap();
+        assert!((pool.refs(child.blocks()[1]) > 1) && !child.holds_alone(&pool));
+        child.set_pinned(true, &mut pool);
         let copy = pool.take(0).unwrap();
-        child.replace(shared, copy, &mut pool);
-        assert_eq!(child.shared_at(1, &pool), None);
-        assert_eq!(parent.shared_at(1, &pool), None);
-        assert!(parent.shared_at(0, &pool).is_some());
-        pool.assert_matches([(0, parent.blocks()), (0, child.blocks())].into_iter());
+        child.replace(1, copy, &mut pool);
+        assert!(!(pool.refs(child.blocks()[1]) > 1) && child.holds_alone(&pool));
+        assert!(!(pool.refs(parent.blocks()[1]) > 1));
+        assert!((pool.refs(parent.blocks()[0]) > 1));
+        pool.assert_matches([(0, &parent), (0, &child)].into_iter());
+        assert_eq!((pool.pinned(), pool.pinned_by(0)), (2, 2));
+        child.set_pinned(false, &mut pool);
+        assert_eq!(pool.pinned(), 0);
         child.truncate(0, &mut pool);
         parent.truncate(1, &mut pool);
         assert_eq!(pool.held(), 1);

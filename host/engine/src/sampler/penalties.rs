@@ -20,7 +20,7 @@ struct Count {
 
 impl Penalties {
     /// `None` when the policy has no penalty.
-    pub(super) fn new(policy: &Policy, prompt: &[u32]) -> Option<Penalties> {
+    pub(super) fn new(policy: &Policy) -> Option<Penalties> {
         if policy.repetition_penalty == 1.0
             && policy.presence_penalty == 0.0
             && policy.frequency_penalty == 0.0
@@ -28,15 +28,18 @@ impl Penalties {
             return None;
         }
         let window_max = policy.penalty_window as usize;
-        let mut penalties = Penalties {
+        Some(Penalties {
             counts: HashMap::new(),
             window: (window_max > 0).then(VecDeque::new),
             window_max,
-        };
+        })
+    }
+
+    /// Counts a prompt; before what is generated.
+    pub(super) fn see<'a>(&mut self, prompt: impl Iterator<Item = &'a u32>) {
         for &token in prompt {
-            penalties.add(token, false);
+            self.add(token, false);
         }
-        Some(penalties)
     }
 
     pub(super) fn accept(&mut self, token: u32) {
@@ -95,7 +98,8 @@ mod tests {
             frequency_penalty: 0.25,
             ..Policy::default()
         };
-        let mut penalties = Penalties::new(&policy, &[0, 1]).unwrap();
+        let mut penalties = Penalties::new(&policy).unwrap();
+        penalties.see([0, 1].iter());
         penalties.accept(1);
         penalties.accept(1);
         let mut logits = vec![4.0, -1.0, 3.0];
@@ -110,7 +114,8 @@ mod tests {
             penalty_window: 2,
             ..Policy::default()
         };
-        let mut penalties = Penalties::new(&policy, &[0]).unwrap();
+        let mut penalties = Penalties::new(&policy).unwrap();
+        penalties.see([0].iter());
         penalties.accept(1);
         penalties.accept(2);
         let mut logits = vec![4.0, 4.0, 4.0];
@@ -120,6 +125,6 @@ mod tests {
 
     #[test]
     fn no_penalty_costs_nothing() {
-        assert!(Penalties::new(&Policy::default(), &[1, 2]).is_none());
+        assert!(Penalties::new(&Policy::default()).is_none());
     }
 }

@@ -1,25 +1,23 @@
-//! What the engine knows of each sequence and of the job that decodes it.
+//! What the batch knows of one sequence.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use realm_text::{Detokenizer, StopMatcher};
 use tokio::sync::oneshot;
 
-use crate::client::Face;
+use super::tokens::Tokens;
 use crate::error::EngineError;
 use crate::kv_cache::{BlockTable, blocks_for};
-use crate::policy::Policy;
-use crate::sampler::Sampler;
+use crate::sequence::SharedSequence;
 
 /// Where a sequence stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// Nothing to compute; its blocks may be dropped and computed again when they are needed.
     Idle,
-    /// Has work, waits to be admitted; its blocks may be dropped too.
+    /// Has work, waits for a place; its blocks may be dropped too.
     Waiting,
-    /// Admitted: its blocks are safe until it is preempted.
+    /// Has a place: its blocks are safe until it is preempted.
     Running,
     /// Its job waits for the reader; like idle.
     Paused,
@@ -33,41 +31,60 @@ pub(crate) struct Fork {
     pub(crate) reply: oneshot::Sender<Result<(), EngineError>>,
 }
 
+/// Which job decodes a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct JobId {
+    pub(crate) run: u64,
+    pub(crate) index: u32, // in its run
+}
+
+/// The order in which sequences lose their blocks; the smallest goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EvictionKey {
+    pub(super) shared: bool, // giving up its blocks would free none
+    pub(super) waiting: bool,
+    pub(super) used_step: u64,
+    pub(crate) sequence: u64,
+}
+
 /// One sequence.
 ///
 /// Positions: `0..computed` have keys and values in `table`, `computed..tokens.len()` have not. Without a job the
 /// last token is left uncomputed, because whoever decodes next wants its logits, and forks share all but that row.
 #[derive(Debug)]
 pub(crate) struct SequenceState {
-    pub(crate) face: Arc<Face>,
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) computed: u32,
-    pub(crate) table: BlockTable,
-    pub(crate) status: Status,
+    pub(super) shared: Arc<SharedSequence>,
+    pub(super) tokens: Tokens,
+    pub(super) computed: u32,
+    pub(super) table: BlockTable,
+    pub(super) status: Status,
     /// Order among those with work: smaller came earlier. Kept over preemption.
-    pub(crate) arrival: u64,
+    pub(super) arrival: u64,
     /// The step that last computed for it or shared it.
-    pub(crate) used_step: u64,
-    pub(crate) job: Option<JobState>,
-    pub(crate) forks: Vec<Fork>,
+    pub(super) used_step: u64,
+    /// Its place in the order of eviction, while it has one.
+    pub(super) eviction: Option<EvictionKey>,
+    pub(super) job: Option<JobId>,
+    pub(super) forks: Vec<Fork>,
     /// Appended tokens that no run has counted as its prompt yet.
-    pub(crate) uncounted: Vec<Uncounted>,
+    pub(super) uncounted: Vec<Uncounted>,
     /// Why its prefix could not be computed, until somebody is told; nothing is computed before.
-    pub(crate) failure: Option<EngineError>,
+    pub(super) failure: Option<EngineError>,
     /// The handle is gone: it is removed once it has no job.
-    pub(crate) released: bool,
+    pub(super) released: bool,
 }
 
 impl SequenceState {
-    pub(crate) fn new(face: Arc<Face>) -> SequenceState {
+    pub(super) fn new(shared: Arc<SharedSequence>) -> SequenceState {
         SequenceState {
-            face,
-            tokens: Vec::new(),
+            shared,
+            tokens: Tokens::default(),
             computed: 0,
             table: BlockTable::default(),
             status: Status::Idle,
             arrival: 0,
             used_step: 0,
+            eviction: None,
             job: None,
             forks: Vec::new(),
             uncounted: Vec::new(),
@@ -77,11 +94,33 @@ impl SequenceState {
     }
 
     pub(crate) fn tenant(&self) -> u32 {
-        self.face.owner.tenant
+        self.shared.owner.tenant
+    }
+
+    pub(crate) fn arrival(&self) -> u64 {
+        self.arrival
+    }
+
+    pub(crate) fn computed(&self) -> u32 {
+        self.computed
+    }
+
+    pub(crate) fn table(&self) -> &BlockTable {
+        &self.table
     }
 
     pub(crate) fn length(&self) -> u32 {
         self.tokens.len() as u32
+    }
+
+    /// Whether a job wants the logits after its last token.
+    pub(crate) fn has_job(&self) -> bool {
+        self.job.is_some()
+    }
+
+    /// Whether it lacks just the row of its last token.
+    pub(crate) fn decodes(&self) -> bool {
+        self.has_job() && self.rows() == 1
     }
 
     /// The length up to which rows are to be computed.
@@ -103,18 +142,22 @@ impl SequenceState {
         let next = u32::from(self.job.is_some());
         blocks_for(self.target() + next, block_tokens).max(self.table.len() as u32)
     }
-}
 
-/// A job on its sequence.
-#[derive(Debug)]
-pub(crate) struct JobState {
-    pub(crate) run: u64,
-    pub(crate) job: u32, // index in its run
-    pub(crate) policy: Policy,
-    pub(crate) sampler: Sampler,
-    pub(crate) detokenizer: Detokenizer,
-    pub(crate) stops: StopMatcher,
-    pub(crate) generated: u32,
+    /// The tokens that no run has counted yet, counted from now on.
+    pub(super) fn count_prompt(&mut self) -> u32 {
+        self.uncounted.drain(..).map(|part| part.count()).sum()
+    }
+
+    /// Adds tokens at the end.
+    pub(super) fn append(&mut self, tokens: Vec<u32>) {
+        let start = self.length();
+        self.tokens.append(tokens);
+        let end = self.length();
+        let last = self.uncounted.last_mut();
+        if !last.is_some_and(|last| last.grow(start, end)) {
+            self.uncounted.push(Uncounted::new(start, end));
+        }
+    }
 }
 
 /// Positions `start..end` of one append, shared with the forks taken since.
@@ -126,7 +169,7 @@ pub(crate) struct Uncounted {
 }
 
 impl Uncounted {
-    pub(crate) fn new(start: u32, end: u32) -> Uncounted {
+    fn new(start: u32, end: u32) -> Uncounted {
         Uncounted {
             start,
             end,
@@ -135,14 +178,14 @@ impl Uncounted {
     }
 
     /// Marks them counted and returns how many were not.
-    pub(crate) fn count(&self) -> u32 {
+    fn count(&self) -> u32 {
         let before = self.counted_to.fetch_max(self.end, Ordering::Relaxed);
         self.end.saturating_sub(before)
     }
 
     /// Grows by an append that follows at once. False when a fork shares it, which must not see the new end, or when
     /// it does not follow.
-    pub(crate) fn grow(&mut self, start: u32, end: u32) -> bool {
+    fn grow(&mut self, start: u32, end: u32) -> bool {
         let grows = self.end == start && Arc::strong_count(&self.counted_to) == 1;
         if grows {
             self.end = end;
@@ -151,7 +194,7 @@ impl Uncounted {
     }
 
     /// Cuts it to `length` positions; false when nothing is left.
-    pub(crate) fn truncate(&mut self, length: u32) -> bool {
+    pub(super) fn truncate(&mut self, length: u32) -> bool {
         self.end = self.end.min(length);
         self.start < self.end
     }

@@ -1,0 +1,132 @@
+//! One job's way from logits to text: its policy, and the sampler, detokenizer and stop strings that follow it.
+
+use realm_text::{Detokenizer, StopMatcher};
+
+use crate::batch::Tokens;
+use crate::outlet::{Event, Finish, StopReason};
+use crate::policy::Policy;
+use crate::sampler::{BadLogits, Sampler, TokenLogprob};
+
+/// A job as the emitter follows it.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    policy: Policy,
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    generated: u32,
+    index: u32, // in its run
+}
+
+/// What one more token did to a job.
+pub(super) struct Said {
+    pub(super) event: Event,
+    pub(super) finish: Option<Finish>,
+}
+
+impl Generation {
+    /// Of a valid policy.
+    pub(crate) fn new(policy: Policy) -> Generation {
+        Generation {
+            sampler: Sampler::new(&policy),
+            detokenizer: Detokenizer::new(),
+            stops: StopMatcher::new(policy.stop.clone()),
+            policy,
+            generated: 0,
+            index: 0,
+        }
+    }
+
+    /// Begins job `index` of its run. `prompt` is what the sequence has already; `seed` is used when the policy has none.
+    pub(super) fn begin(&mut self, index: u32, prompt: Tokens, seed: u64) {
+        self.index = index;
+        self.sampler.begin(&self.policy, prompt, seed);
+    }
+
+    pub(super) fn max_tokens(&self) -> Option<u32> {
+        self.policy.max_tokens
+    }
+
+    pub(super) fn has_spoken(&self) -> bool {
+        self.generated > 0
+    }
+
+    pub(super) fn ignores_end(&self) -> bool {
+        self.policy.ignore_eos
+    }
+
+    pub(super) fn event(&self) -> Event {
+        Event {
+            job: self.index,
+            ..Event::default()
+        }
+    }
+
+    /// Chooses a token from logits `[vocab]`, which are changed.
+    pub(super) fn choose(
+        &mut self,
+        logits: &mut [f32],
+    ) -> Result<(u32, Option<TokenLogprob>), BadLogits> {
+        self.sampler.choose(&self.policy, logits)
+    }
+
+    /// The model ended its turn: what was held back comes out.
+    pub(super) fn end_of_turn(&mut self) -> Said {
+        let mut event = self.event();
+        let reason = if self.flush(&mut event) {
+            StopReason::StopString
+        } else {
+            StopReason::EndOfTurn
+        };
+        Said {
+            event,
+            finish: Some(Finish::Stopped(reason)),
+        }
+    }
+
+    /// A token of `bytes` was added and `room` more would fit.
+    pub(super) fn one_more(
+        &mut self,
+        token: u32,
+        logprob: Option<TokenLogprob>,
+        bytes: &[u8],
+        room: u32,
+    ) -> Said {
+        self.sampler.accept(token);
+        self.generated += 1;
+        let text = self.detokenizer.push(bytes);
+        let out = self.stops.push(&text);
+        let mut event = Event {
+            text: out.text,
+            tokens: vec![token],
+            logprobs: logprob.into_iter().collect(),
+            ..self.event()
+        };
+        let mut reason = None;
+        if out.matched.is_some() {
+            reason = Some(StopReason::StopString);
+        } else if self.policy.max_tokens == Some(self.generated) {
+            reason = Some(StopReason::MaxTokens);
+        } else if room == 0 {
+            reason = Some(StopReason::ContextFull);
+        }
+        if reason.is_some() && reason != Some(StopReason::StopString) && self.flush(&mut event) {
+            reason = Some(StopReason::StopString);
+        }
+        Said {
+            event,
+            finish: reason.map(Finish::Stopped),
+        }
+    }
+
+    /// Adds the text that waited for more bytes or could have become a stop string. True when it did become one.
+    pub(super) fn flush(&mut self, event: &mut Event) -> bool {
+        let rest = self.detokenizer.finish();
+        let out = self.stops.push(&rest);
+        event.text.push_str(&out.text);
+        if out.matched.is_none() {
+            event.text.push_str(&self.stops.finish());
+        }
+        out.matched.is_some()
+    }
+}
