@@ -7,10 +7,11 @@ use crate::config::{Config, model_name_of};
 use crate::connections::accept;
 use crate::hooks::TenantLogs;
 use crate::metrics::Metrics;
+use crate::models::{BaseModel, EmbeddingModel, ModelTable};
 use crate::registry::blobs::replace_file;
 use crate::registry::catalog::now_ms;
 use crate::registry::{CatalogError, Registry};
-use crate::state::{App, BaseModel, EmbeddingModel, Parts};
+use crate::state::{App, Parts};
 use crate::workflows::Workflows;
 use crate::{admin, ingress};
 use anyhow::{Context, Result, bail};
@@ -57,7 +58,9 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
         embedder,
     } = models;
     let (embedder, embedding) = embedder.unzip();
-    let app = Arc::new(assemble(config, metrics, vec![base], embedding).await?);
+    let models = ModelTable::new(vec![base], embedding.into_iter().collect())
+        .context("model_name and embedding_model_name")?;
+    let app = Arc::new(assemble(config, metrics, models).await?);
     let api_key = match &options.bootstrap_tenant {
         Some(tenant) => Some(bootstrap(&app, tenant).await?),
         None => None,
@@ -148,14 +151,6 @@ async fn load_models(config: &Config, observer: Arc<dyn Observer>) -> Result<Mod
         Some(path) => Some(load_embedder(config, path, cpu, options).await?),
         None => None,
     };
-    if let Some((_, embedding)) = &embedder
-        && embedding.name == base.name
-    {
-        bail!(
-            "embedding_model_name: {} is the other model's name already",
-            base.name
-        )
-    }
     Ok(Models {
         engine,
         base,
@@ -199,12 +194,7 @@ async fn load_base(
         isa = facts.isa,
         "model loaded"
     );
-    let base = BaseModel {
-        name,
-        client,
-        created: now_ms() / 1000,
-    };
-    Ok((engine, base))
+    Ok((engine, BaseModel::new(name, client, now_ms() / 1000)))
 }
 
 async fn load_embedder(
@@ -246,12 +236,7 @@ async fn read_model<T: Send + 'static>(
     read.await.context("loading a model")?
 }
 
-async fn assemble(
-    config: Config,
-    metrics: Arc<Metrics>,
-    models: Vec<BaseModel>,
-    embedding: Option<EmbeddingModel>,
-) -> Result<App> {
+async fn assemble(config: Config, metrics: Arc<Metrics>, models: ModelTable) -> Result<App> {
     let data_dir = config.data_dir.clone();
     let (registry, missing) = Registry::open(&data_dir)
         .await
@@ -290,7 +275,6 @@ async fn assemble(
         metrics,
         logs,
         models,
-        embedding,
         admin_token,
     };
     App::new(parts).await.context("reading the registry")
