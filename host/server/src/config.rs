@@ -31,21 +31,21 @@ const UPLOAD_MIB_MAX: u64 = (COMPONENT_BYTES_MAX >> 20) as u64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where clients connect; port 0 takes a free one.
+    /// Address for clients; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Where the operator connects; port 0 takes a free one.
+    /// Address for the operator; port 0 takes a free port.
     pub admin_listen: SocketAddr,
-    /// The folder that holds all state; made if missing.
+    /// The folder that holds all state; created if it does not exist.
     pub data_dir: PathBuf,
     /// The GGUF file to serve.
     pub model: Option<PathBuf>,
-    /// What clients call it; by default made from the file's name.
+    /// The name clients use for it; by default derived from the file name.
     pub model_name: Option<String>,
     /// The GGUF file of a model that gives embeddings, served beside the other.
     pub embedding_model: Option<PathBuf>,
-    /// What clients call that; by default made from the file's name.
+    /// The name clients use for it; by default derived from the file name.
     pub embedding_model_name: Option<String>,
-    /// Threads that compute; 0 is one per processor.
+    /// Threads to compute with; 0 means one per processor.
     pub threads: usize,
     /// Memory for keys and values of all sequences.
     pub kv_memory_mib: u64,
@@ -220,15 +220,15 @@ impl CallLimits {
 /// The flags that are settings. A flag that was not given says nothing.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
 pub struct Flags {
-    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Address for clients; port 0 takes a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
-    /// Where the operator connects; port 0 takes a free one [default: 127.0.0.1:8081]
+    /// Address for the operator; port 0 takes a free port [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<String>,
-    /// Folder that holds all state; made if missing [default: .realm]
+    /// Folder that holds all state; created if it does not exist [default: .realm]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
@@ -236,51 +236,51 @@ pub struct Flags {
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
-    /// What clients call the model [default: from the file's name]
+    /// Name that clients use for the model [default: derived from the file name]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_name: Option<String>,
-    /// GGUF file of a model that gives embeddings
+    /// GGUF file of an embedding model, served beside the other
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_model: Option<PathBuf>,
-    /// What clients call that model [default: from the file's name]
+    /// Name that clients use for that model [default: derived from the file name]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_model_name: Option<String>,
-    /// Threads that compute; 0 is one per processor
+    /// Threads to compute with; 0 means one per processor
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Memory for keys and values of all sequences, in MiB [default: 1024]
+    /// Memory for the keys and values of all sequences, in MiB [default: 1024]
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_memory_mib: Option<u64>,
-    /// How keys and values are kept [default: f16]
+    /// How keys and values are stored [default: f16]
     #[arg(long, value_name = "TYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
-    /// Longest sequence in tokens [default: the model's]
+    /// Longest sequence, in tokens [default: the model's context length]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_max: Option<u32>,
-    /// How finely activations are rounded [default: mixed]
+    /// Precision of activations [default: mixed]
     #[arg(long, value_name = "BITS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<Activations>,
-    /// Folder for repacked weights, so that the next start maps them [default: none, every start repacks]
+    /// Folder in which repacked weights are kept for the next start [default: none; every start repacks]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packed_dir: Option<PathBuf>,
-    /// Tokens computed in one step at most [default: 256]
+    /// Most tokens computed in one step [default: 256]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_tokens_max: Option<u32>,
-    /// The operator's token; better in REALM_ADMIN_TOKEN, where other users of the machine do not see it
+    /// The operator's token; safer in REALM_ADMIN_TOKEN, where other users of the machine cannot see it
     #[arg(long, value_name = "TOKEN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token: Option<String>,
-    /// How long requests in flight may go on after the server was told to stop [default: 30000]
+    /// How long requests in progress may continue after the server is told to stop [default: 30000]
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_ms: Option<u64>,
@@ -419,7 +419,7 @@ fn is_origin(text: &str) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not there or not readable.
-    #[error("cannot read the settings in {}", path.display())]
+    #[error("cannot read the settings file {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -428,10 +428,10 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// A key is unknown, or its value is of another kind.
-    #[error("settings: {0}")]
+    #[error("invalid settings: {0}")]
     Refused(#[from] Box<figment::Error>),
     /// A value is out of range.
-    #[error("settings: {key} must be {wanted}")]
+    #[error("invalid settings: {key} must be {wanted}")]
     Value {
         /// The key.
         key: &'static str,

@@ -237,6 +237,9 @@ impl ApiError {
     /// The error of a WebSocket frame.
     pub fn frame(&self) -> Value {
         let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(param) = &self.param {
+            error["param"] = param.as_str().into();
+        }
         if let Some(ms) = self.retry_after_ms {
             error["retry_after_ms"] = ms.into();
         }

@@ -150,7 +150,7 @@ async fn generate(
         streamed(generation, renderer, request.choices).await?
     } else {
         let whole = whole::collect(generation, tenant, request.choices).await?;
-        Json(renderer.whole(&whole)).into_response()
+        body::json_answer(&renderer.whole(&whole), whole.charge)?
     };
     set_request_id(&mut response, &request_id);
     Ok(response)

@@ -48,9 +48,9 @@ pub struct Options {
 pub async fn serve(config: Config, options: Options) -> Result<()> {
     let data_dir = config.data_dir.clone();
     std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("cannot make {}", data_dir.display()))?;
+        .with_context(|| format!("cannot create {}", data_dir.display()))?;
     let _lock = lock(&data_dir)?;
-    let metrics = Arc::new(Metrics::new().context("the metrics")?);
+    let metrics = Arc::new(Metrics::new().context("creating the metrics")?);
     let models = load_models(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
     let Models {
         engine,
@@ -123,7 +123,7 @@ fn lock(data_dir: &Path) -> Result<File> {
         .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     if file.try_lock().is_err() {
-        bail!("another realm serves from {}", data_dir.display());
+        bail!("another realm server is using {}", data_dir.display());
     }
     Ok(file)
 }
@@ -165,7 +165,7 @@ async fn load_base(
     observer: Arc<dyn Observer>,
 ) -> Result<(Engine, BaseModel)> {
     let Some(path) = config.model.clone() else {
-        bail!("no model is set: give --model PATH")
+        bail!("no model is set; use --model PATH")
     };
     let name = config
         .model_name
@@ -231,7 +231,7 @@ async fn read_model<T: Send + 'static>(
     let read = tokio::task::spawn_blocking(move || {
         let gguf = Gguf::open(&path)
             .with_context(|| format!("cannot read the model {}", path.display()))?;
-        load(gguf).with_context(|| format!("cannot run the model {}", path.display()))
+        load(gguf).with_context(|| format!("cannot load the model {}", path.display()))
     });
     read.await.context("loading a model")?
 }
@@ -244,12 +244,12 @@ async fn assemble(config: Config, metrics: Arc<Metrics>, models: ModelTable) -> 
     for digest in missing {
         tracing::error!(
             digest,
-            "a stored component is missing: its versions cannot be called"
+            "a stored component is missing; its versions cannot be called until it is uploaded again"
         );
     }
     let artifacts = data_dir.join("artifacts");
     std::fs::create_dir_all(&artifacts)
-        .with_context(|| format!("cannot make {}", artifacts.display()))?;
+        .with_context(|| format!("cannot create {}", artifacts.display()))?;
     let admin_token = match &config.admin_token {
         Some(token) => token.clone(),
         None => kept_text(&data_dir.join("admin-token"))?,
@@ -306,7 +306,7 @@ fn kept_text(path: &Path) -> Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim().len() >= 16 => Ok(text.trim().to_owned()),
         Ok(_) => bail!(
-            "{} is damaged; remove it to have a new one made",
+            "{} is damaged; delete it to have a new one created",
             path.display()
         ),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -336,7 +336,7 @@ async fn bootstrap(app: &Arc<App>, name: &str) -> Result<String> {
     let tenant = match catalog.create_tenant(name, 1, None, None).await {
         Ok(row) => row,
         Err(CatalogError::Exists { .. }) => catalog.tenant(name).await?,
-        Err(error) => return Err(error).context("making the tenant"),
+        Err(error) => return Err(error).context("creating the tenant"),
     };
     for key in catalog.keys(tenant.id).await? {
         if key.label == BOOTSTRAP_LABEL && key.revoked_ms.is_none() {
@@ -388,16 +388,16 @@ fn stop_signals(on_stdin_close: bool) -> Result<Arc<Notify>> {
 async fn drain(app: &App, told: &Notify) {
     tracing::info!(
         open = *app.open.borrow(),
-        "stopping: finishing what is in flight"
+        "stopping; waiting for requests in progress"
     );
     app.stopping.send_replace(true);
     let mut open = app.open.subscribe();
     tokio::select! {
         _ = open.wait_for(|open| *open == 0) => {}
         () = tokio::time::sleep(Duration::from_millis(app.config.drain_ms)) => {
-            tracing::warn!(open = *app.open.borrow(), "the time to drain is over");
+            tracing::warn!(open = *app.open.borrow(), "the time allowed for requests in progress is over");
         }
-        () = told.notified() => tracing::warn!("told to stop again: not waiting"),
+        () = told.notified() => tracing::warn!("told to stop a second time; not waiting any longer"),
     }
 }
 

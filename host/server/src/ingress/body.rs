@@ -1,15 +1,22 @@
 //! Bodies of requests: held against their limit before they are read, charged to their tenant from the first byte, read
-//! into one buffer, parsed off the async threads where they are large, and dropped.
+//! into one buffer, parsed off the async threads where they are large, and dropped. Whole answers likewise: they stay
+//! charged until the client has taken them.
 
 use super::json;
 use crate::error::{ApiError, ApiResult};
 use crate::state::{App, RECEIVING_BYTES_MAX, TenantEntry};
-use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
 use futures_util::StreamExt;
+use hyper::body::{Frame, SizeHint};
 use realm_sandbox::MemoryCharge;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -123,6 +130,54 @@ impl TenantBody {
         }
         Ok((parsed, charge))
     }
+}
+
+/// Bytes of an answer that are given to the connection at a time.
+const ANSWER_PIECE_BYTES: usize = 64 << 10;
+
+/// A whole answer with what it holds of its tenant's memory.
+struct ChargedAnswer {
+    bytes: Bytes,
+    _charge: MemoryCharge,
+}
+
+impl hyper::body::Body for ChargedAnswer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // The connection asks for more when what it has is written.
+        let piece = self.bytes.len().min(ANSWER_PIECE_BYTES);
+        let piece = self.bytes.split_to(piece);
+        Poll::Ready((!piece.is_empty()).then_some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.len() as u64)
+    }
+}
+
+/// An answer of JSON, which stays charged until the client has taken it.
+pub(super) fn json_answer(body: &Value, mut charge: MemoryCharge) -> ApiResult<Response> {
+    let bytes = Bytes::from(body.to_string());
+    if !charge.resize(bytes.len()) {
+        return Err(ApiError::memory_in_use());
+    }
+    let answer = ChargedAnswer {
+        bytes,
+        _charge: charge,
+    };
+    let mut response = Response::new(Body::new(answer));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
 }
 
 /// A place for a large body among those of its tenant.

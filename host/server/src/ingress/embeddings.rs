@@ -1,12 +1,11 @@
 //! `POST /v1/embeddings`: texts or tokens in, a vector for each out.
 
-use super::body::TenantBody;
+use super::body::{TenantBody, json_answer};
 use super::json::{self, Count, Inputs, TextOrTokens};
 use crate::error::{ApiError, ApiResult};
 use crate::models::EmbeddingModel;
 use crate::state::{App, TenantEntry};
-use axum::Json;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use realm_engine::{EMBED_TEXTS_MAX, EngineError, Owner};
@@ -91,7 +90,7 @@ pub(super) async fn embed(
         "model": model.name,
         "usage": {"prompt_tokens": count, "total_tokens": count},
     });
-    Ok(Json(body).into_response())
+    json_answer(&body, charge)
 }
 
 fn heap_bytes(request: &EmbeddingRequest) -> usize {

@@ -33,9 +33,13 @@ fn refusal(what: &str, path: &str, error: &serde_json::Error) -> ApiError {
     let message = text
         .rsplit_once(" at line ")
         .map_or(text.as_str(), |(message, _)| message);
-    let missing = between(message, "missing field `", "`");
     let root = if path == "." { "" } else { path };
-    let path = match missing.or_else(|| between(message, "duplicate field `", "`")) {
+    let field = ["missing field `", "duplicate field `", "unknown field `"]
+        .into_iter()
+        .find_map(|prefix| message.strip_prefix(prefix)?.split('`').next());
+    // serde knows the field, but the path may end at what it is a field of.
+    let path = match field {
+        Some(field) if root == field || root.ends_with(&format!(".{field}")) => root.to_owned(),
         Some(field) if root.is_empty() => field.to_owned(),
         Some(field) => format!("{root}.{field}"),
         None => root.to_owned(),
@@ -61,6 +65,9 @@ fn sentence(message: &str) -> String {
     if message.starts_with("duplicate field ") {
         return "must not be given more than once".to_owned();
     }
+    if message.starts_with("unknown field ") {
+        return "is not a field of this request".to_owned();
+    }
     shown(message).into_owned()
 }
 
@@ -76,10 +83,6 @@ fn plain(words: &str) -> &str {
             .find_map(|kind| other.strip_prefix(kind))
             .map_or(other, |value| value.trim_end_matches('`')),
     }
-}
-
-fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
-    text.strip_prefix(before)?.strip_suffix(after)
 }
 
 /// An object and nothing else: derived types alone would also take a list of their fields in order.
@@ -444,6 +447,21 @@ mod tests {
         assert!(refused(&long).1.len() < 200, "a message stays short");
         let deep = format!(r#"{{"needed":true,"inputs":{}"#, "[".repeat(100_000));
         assert_eq!(refused(&deep).0, "inputs[0][0]");
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_where_none_may_be() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Strict {
+            #[expect(dead_code, reason = "only the other field matters")]
+            name: String,
+        }
+        let error = parse::<Strict>(br#"{"name":"a","nam":1}"#, "the request body").unwrap_err();
+        assert_eq!(
+            (error.param.as_deref(), &*error.message),
+            (Some("nam"), "nam: is not a field of this request")
+        );
     }
 
     #[test]

@@ -46,6 +46,8 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// What is still to be written when a connection ends has this long.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// What a connection reads and writes at a time, and has set aside for as long as it is open.
+const BUFFER_BYTES: usize = 16 << 10;
 /// Closed for want of a key.
 const CLOSE_UNAUTHORIZED: u16 = 4401;
 /// Closed because the server stops.
@@ -73,6 +75,8 @@ pub(super) async fn upgrade(
     upgrade
         .max_message_size(BODY_BYTES_MAX)
         .max_frame_size(BODY_BYTES_MAX)
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
         .on_upgrade(async move |socket| serve(app, socket, owner, connection, open).await)
 }
 

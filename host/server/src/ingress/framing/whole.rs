@@ -6,13 +6,15 @@ use crate::state::TenantEntry;
 use axum::http::StatusCode;
 use realm_engine::{StopReason, TokenLogprob, Usage};
 use realm_sandbox::MemoryCharge;
-use std::mem::size_of;
 
-/// Bytes of a whole answer, all choices and their log-probabilities together. A component could write without end; a
-/// stream need not hold it.
+/// Text of a whole answer, all choices together. A component could write without end; a stream need not hold it.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// The charge for an answer grows by this much at a time.
 const CHARGE_STEP: usize = 64 << 10;
+/// What a byte of text takes until it is sent: as text, as a value of JSON, and as JSON.
+const TEXT_FACTOR: usize = 3;
+/// What a log-probability takes likewise: an object with a token's text, a number, and a list of bytes.
+const LOGPROB_BYTES: usize = 768;
 
 /// A whole answer.
 #[derive(Debug)]
@@ -21,8 +23,8 @@ pub(in crate::ingress) struct Whole {
     pub(in crate::ingress) choices: Vec<Choice>,
     /// Tokens.
     pub(in crate::ingress) usage: Usage,
-    /// What it holds of its tenant's memory.
-    _charge: MemoryCharge,
+    /// What it holds of its tenant's memory, and what is made of it will.
+    pub(in crate::ingress) charge: MemoryCharge,
 }
 
 /// One answer of several.
@@ -47,7 +49,7 @@ pub(in crate::ingress) async fn collect(
 ) -> ApiResult<Whole> {
     let mut charge = tenant.charge(CHARGE_STEP)?;
     let mut choices = vec![Choice::default(); choices as usize];
-    let mut bytes = 0;
+    let (mut bytes, mut held) = (0, 0);
     loop {
         match generation.next().await? {
             GenerationEvent::Delta {
@@ -56,13 +58,15 @@ pub(in crate::ingress) async fn collect(
                 logprobs,
                 ..
             } => {
-                bytes += text.len() + logprobs.iter().map(logprob_bytes).sum::<usize>();
+                bytes += text.len();
+                let entries = logprobs.iter().map(|logprob| 1 + logprob.top.len());
+                held += text.len() * TEXT_FACTOR + entries.sum::<usize>() * LOGPROB_BYTES;
                 if bytes > ANSWER_BYTES_MAX {
                     let error = too_large();
                     generation.fail(&error);
                     return Err(error);
                 }
-                if bytes > charge.bytes() && !charge.resize(bytes + CHARGE_STEP) {
+                if held > charge.bytes() && !charge.resize(held + CHARGE_STEP) {
                     return Err(ApiError::memory_in_use());
                 }
                 let choice = &mut choices[choice as usize];
@@ -77,15 +81,11 @@ pub(in crate::ingress) async fn collect(
                 return Ok(Whole {
                     choices,
                     usage,
-                    _charge: charge,
+                    charge,
                 });
             }
         }
     }
-}
-
-fn logprob_bytes(logprob: &TokenLogprob) -> usize {
-    size_of::<TokenLogprob>() + logprob.top.len() * size_of::<(u32, f32)>()
 }
 
 fn too_large() -> ApiError {
