@@ -112,7 +112,7 @@ pub(super) async fn run(run: Run) -> Result<()> {
     };
     let request = Request {
         id: "run".to_owned(),
-        kind,
+        kind: kind.into(),
         model: name,
         policy,
         choices: 1,

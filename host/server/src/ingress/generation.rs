@@ -88,7 +88,7 @@ impl Generation {
         let caller = app.tenant_of(tenant);
         let request = Request {
             id: start.id,
-            kind: start.kind,
+            kind: start.kind.into(),
             model: target.base.name.clone(),
             policy: start.policy,
             choices: start.choices,
