@@ -252,13 +252,6 @@ async fn serve(
 ) {
     // Tokens go out one by one; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
-        .max_buf_size(READ_BUFFER_BYTES)
-        .max_headers(HEADERS_MAX)
-        .keep_alive(open.is_some());
     let asked = watch::Sender::new(false);
     let (router, mark, carried) = (
         TowerToHyperService::new(router),
@@ -287,7 +280,7 @@ async fn serve(
     // A client that takes nothing is hung up on like one that left: what it has open would be held for ever.
     let write_wait = Duration::from_millis(app.config.write_ms_max);
     let stream = ClientStream::new(stream, write_wait, Arc::clone(connection.meter()));
-    let served = builder
+    let served = http(open.is_some())
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = std::pin::pin!(served);
@@ -310,6 +303,17 @@ async fn serve(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
     }
+}
+
+fn http(keep_alive: bool) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_WAIT)
+        .max_buf_size(READ_BUFFER_BYTES)
+        .max_headers(HEADERS_MAX)
+        .keep_alive(keep_alive);
+    builder
 }
 
 /// What two readers of the same bytes could understand differently, or an expectation that is not met here.
