@@ -101,12 +101,18 @@ async fn huge_calls_over_a_websocket_leave_nothing_behind() -> Result<()> {
         for id in 0..5 {
             let id = id.to_string();
             let refused = socket.call(&id, "chat", chat.clone()).await?;
-            ensure!(refused["error"]["code"] == "context_length_exceeded", "{refused}");
+            ensure!(
+                refused["error"]["code"] == "context_length_exceeded",
+                "{refused}"
+            );
         }
     }
     // A fifth of all that was sent, at most, is ever there at once.
     let growth = memory_kib(&server, "VmHWM:")?.saturating_sub(before);
     println!("grew by {growth} KiB at most");
-    ensure!(growth < GROWTH_KIB_MAX / 4, "the server grew by {growth} KiB");
+    ensure!(
+        growth < GROWTH_KIB_MAX / 4,
+        "the server grew by {growth} KiB"
+    );
     Ok(())
 }

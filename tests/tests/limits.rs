@@ -7,7 +7,6 @@ use realm_tests::server::{MODEL, Server, chat_body};
 use realm_tests::socket::Socket;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// A place is free again when the server has seen the hang-up.
@@ -89,10 +88,16 @@ fn a_body_too_large_is_a_413_on_either_plane() -> Result<()> {
 #[test]
 fn one_connection_more_than_there_may_be_is_a_503_until_one_ends() -> Result<()> {
     let server = Server::start_configured("connections_max = 3\n")?;
-    let address = server.url().trim_start_matches("http://");
-    let idle = (0..3)
-        .map(|_| TcpStream::connect(address))
-        .collect::<std::io::Result<Vec<_>>>()?;
+    let tenant = server.tenant("acme")?;
+    // Idle ones would make room; these are in use.
+    let in_use = (0..3)
+        .map(|_| {
+            let stream = server
+                .http(Some(&tenant.key))
+                .stream("/v1/chat/completions", &long_stream())?;
+            Ok(stream)
+        })
+        .collect::<Result<Vec<_>>>()?;
     let ask = || server.http(None).get("/health");
     let refused = ask()?;
     assert_eq!(
@@ -106,7 +111,7 @@ fn one_connection_more_than_there_may_be_is_a_503_until_one_ends() -> Result<()>
         200,
         "the operator's are counted by themselves"
     );
-    drop(idle);
+    drop(in_use);
     until_served(ask)
 }
 

@@ -48,7 +48,11 @@ fn answer(stream: &mut TcpStream) -> Result<Answer> {
             }
         }
         let count = stream.read(&mut piece).context("reading an answer")?;
-        ensure!(count > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
+        ensure!(
+            count > 0,
+            "closed after {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
         bytes.extend_from_slice(&piece[..count]);
     }
 }
@@ -99,20 +103,29 @@ fn what_two_readers_could_read_differently_is_refused_or_ends_the_connection() -
     ] {
         let bytes = format!("{}0\r\n\r\n{hidden}", head(&tenant, framing));
         let (first, mut stream) = exchange(&server, bytes.as_bytes())?;
+        ensure!((400..500).contains(&first.status), "{framing:?}: {first:?}");
         ensure!(
-            (400..500).contains(&first.status),
-            "{framing:?}: {first:?}"
+            is_closed(&mut stream)?,
+            "{framing:?}: nothing is read after it"
         );
-        ensure!(is_closed(&mut stream)?, "{framing:?}: nothing is read after it");
     }
     // Here the length is ignored, as the standard allows; what follows must not become a request of its own.
     let bytes = format!(
         "{}0\r\n\r\n{hidden}",
-        head(&tenant, "transfer-encoding: chunked\r\ncontent-length: 4\r\n")
+        head(
+            &tenant,
+            "transfer-encoding: chunked\r\ncontent-length: 4\r\n"
+        )
     );
     let (first, mut stream) = exchange(&server, bytes.as_bytes())?;
-    ensure!(first.status == 400 && first.head.contains("connection: close"), "{first:?}");
-    ensure!(is_closed(&mut stream)?, "the hidden request is not answered");
+    ensure!(
+        first.status == 400 && first.head.contains("connection: close"),
+        "{first:?}"
+    );
+    ensure!(
+        is_closed(&mut stream)?,
+        "the hidden request is not answered"
+    );
     Ok(())
 }
 
@@ -121,7 +134,12 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
     let server = Server::start()?;
     let tenant = server.tenant("acme")?;
     // Not one byte of these bodies is ever sent.
-    for length in ["4194305", "10000000000", "9223372036854775807", "18446744073709551613"] {
+    for length in [
+        "4194305",
+        "10000000000",
+        "9223372036854775807",
+        "18446744073709551613",
+    ] {
         let asked = head(&tenant, &format!("content-length: {length}\r\n"));
         let (refused, _) = exchange(&server, asked.as_bytes())?;
         ensure!(
@@ -151,9 +169,17 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
         // The server may hang up while the client still sends.
         let _ = stream.write_all(head(&tenant, &headers).as_bytes());
         let refused = answer(&mut stream)?;
-        ensure!(refused.status == 431, "{} bytes: {refused:?}", headers.len());
+        ensure!(
+            refused.status == 431,
+            "{} bytes: {refused:?}",
+            headers.len()
+        );
     }
-    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"GET\r\n\r\n", b"G\0T / HTTP/1.1\r\n\r\n"] {
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"G\0T / HTTP/1.1\r\n\r\n",
+    ] {
         let (refused, _) = exchange(&server, garbage)?;
         ensure!(refused.status == 400, "{garbage:?}: {refused:?}");
     }
@@ -187,11 +213,16 @@ fn a_body_that_breaks_off_is_a_400_and_its_place_is_free() -> Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let mut rest = String::new();
     stream.read_to_string(&mut rest)?;
-    ensure!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest}");
+    ensure!(
+        rest.is_empty() || rest.starts_with("HTTP/1.1 400"),
+        "{rest}"
+    );
     server.until("its place is free", |metrics| {
         metrics.sum("realm_requests_in_flight") == Some(0.0)
     })?;
-    let reply = tenant.http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
+    let reply = tenant
+        .http
+        .post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
     ensure!(reply.status == 200, "{}", reply.text);
     Ok(())
 }
@@ -219,7 +250,9 @@ fn silent_and_half_said_connections_shut_nobody_out() -> Result<()> {
         let _ = silent.write_all(said); // hung up on already, perhaps
         idle.push(silent);
         if index % 100 == 99 {
-            let reply = tenant.http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
+            let reply = tenant
+                .http
+                .post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
             ensure!(reply.status == 200, "after {index}: {}", reply.text);
         }
     }
@@ -237,7 +270,9 @@ async fn a_websocket_with_a_key_outlasts_silent_connections() -> Result<()> {
     let server = Server::start_configured("connections_max = 8\n")?;
     let tenant = server.tenant("acme")?;
     let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
-    let _idle = (0..50).map(|_| connect(&server)).collect::<Result<Vec<_>>>()?;
+    let _idle = (0..50)
+        .map(|_| connect(&server))
+        .collect::<Result<Vec<_>>>()?;
     let answered = socket.call("1", "health", json!({})).await?;
     ensure!(answered["status"] == "complete", "{answered}");
     Ok(())
@@ -248,7 +283,10 @@ fn gzip_is_read_up_to_the_limit_of_what_comes_out() -> Result<()> {
     let server = Server::start()?;
     let tenant = server.tenant("acme")?;
     let send = |encoding: &str, body: &[u8]| {
-        let headers = format!("content-encoding: {encoding}\r\ncontent-length: {}\r\n", body.len());
+        let headers = format!(
+            "content-encoding: {encoding}\r\ncontent-length: {}\r\n",
+            body.len()
+        );
         let mut bytes = head(&tenant, &headers).into_bytes();
         bytes.extend_from_slice(body);
         exchange(&server, &bytes).map(|(answer, _)| answer)
@@ -300,6 +338,9 @@ fn a_browser_may_call_from_the_origins_that_are_set() -> Result<()> {
     let header = "access-control-allow-origin: https://app.example.com";
     ensure!(allowed.head.contains(header), "{allowed:?}");
     let refused = preflight(&server, "https://evil.example.com")?;
-    ensure!(!refused.head.contains("access-control-allow-origin"), "{refused:?}");
+    ensure!(
+        !refused.head.contains("access-control-allow-origin"),
+        "{refused:?}"
+    );
     Ok(())
 }

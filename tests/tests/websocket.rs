@@ -423,18 +423,34 @@ async fn a_call_means_what_the_same_request_over_http_means() -> Result<()> {
     let http = tenant.http.post("/v1/chat/completions", &params)?.ok()?;
     let told = |data: &Value| {
         let choice = &data["choices"][0];
-        json!([choice["text"], choice["logprobs"], choice["finish_reason"], data["usage"]])
+        json!([
+            choice["text"],
+            choice["logprobs"],
+            choice["finish_reason"],
+            data["usage"]
+        ])
     };
     let choice = &http["choices"][0];
     let expected = json!([
-        choice["message"]["content"], choice["logprobs"], choice["finish_reason"], http["usage"]
+        choice["message"]["content"],
+        choice["logprobs"],
+        choice["finish_reason"],
+        http["usage"]
     ]);
     // It streams without being told to, and so takes what belongs to streams.
     params["stream_options"] = json!({"include_usage": true});
-    assert_eq!(told(&answered(&mut socket, "chat", &params).await?), expected, "streamed");
+    assert_eq!(
+        told(&answered(&mut socket, "chat", &params).await?),
+        expected,
+        "streamed"
+    );
     params["stream_options"] = Value::Null;
     params["stream"] = json!(false);
-    assert_eq!(told(&answered(&mut socket, "chat", &params).await?), expected, "whole");
+    assert_eq!(
+        told(&answered(&mut socket, "chat", &params).await?),
+        expected,
+        "whole"
+    );
 
     // Without `max_tokens`, too.
     let params = json!({"prompt": "Once upon a time", "temperature": 0, "model": MODEL});
@@ -445,7 +461,10 @@ async fn a_call_means_what_the_same_request_over_http_means() -> Result<()> {
 
     let wrong = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]});
     let refused = socket.call("w", "chat", wrong).await?;
-    assert_eq!(refused["error"]["param"], "messages[0].content[0].text", "{refused}");
+    assert_eq!(
+        refused["error"]["param"], "messages[0].content[0].text",
+        "{refused}"
+    );
     server.until_idle()
 }
 
@@ -453,7 +472,8 @@ async fn a_call_means_what_the_same_request_over_http_means() -> Result<()> {
 async fn a_cancelled_call_counts_as_what_it_used() -> Result<()> {
     let (server, tenant) = server()?;
     let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
-    let params = json!({"prompt": "Once upon a time", "max_tokens": 2000, "logit_bias": {"2": -100}});
+    let params =
+        json!({"prompt": "Once upon a time", "max_tokens": 2000, "logit_bias": {"2": -100}});
     socket
         .send(&json!({"id": "c", "function": "generate", "params": params}))
         .await?;
@@ -467,6 +487,9 @@ async fn a_cancelled_call_counts_as_what_it_used() -> Result<()> {
     let counted = |name: &str| metrics.sum_where(name, &[("tenant", "acme"), ("model", MODEL)]);
     let prompt = counted("realm_tokens_prompt_total").context("prompt tokens")?;
     let completion = counted("realm_tokens_completion_total").context("generated tokens")?;
-    assert!(prompt >= 4.0 && completion >= 5.0, "{prompt} + {completion}");
+    assert!(
+        prompt >= 4.0 && completion >= 5.0,
+        "{prompt} + {completion}"
+    );
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Connections: accepted up to a bound, served, and hung up on when they take nothing or ask for nothing.
 //!
 //! A connection is *in use* while a request of somebody with a key is being answered on it; those are safe. Every other
-//! one is idle, whatever it sends, and where there is no room the oldest idle one makes it: strangers shut nobody out.
+//! one is idle, whatever it sends, and where there is no room the longest idle one makes it, first among those that never had
+//! a key: strangers shut nobody out.
 
 mod stream;
 
@@ -50,11 +51,14 @@ struct Connections {
 #[derive(Default)]
 struct Slots {
     open: usize,
-    /// The idle ones, the longest idle first.
-    idle: BTreeMap<u64, Idle>,
+    /// The idle ones: those that never had a key before those that had, and then the longest idle first.
+    idle: BTreeMap<IdleKey, Idle>,
     /// The key of the next one that becomes idle.
     next: u64,
 }
+
+/// Whether a request with a key was ever answered on the connection, and since when it is idle.
+type IdleKey = (bool, u64);
 
 struct Idle {
     peer: IpAddr,
@@ -76,7 +80,7 @@ struct Slot {
 
 enum Usage {
     /// Under this key among the idle ones.
-    Idle(u64),
+    Idle(IdleKey),
     /// By so many requests.
     InUse(usize),
 }
@@ -104,7 +108,7 @@ impl Connections {
         }
         slots.open += 1;
         let evict = watch::Sender::new(false);
-        let key = slots.enter(peer, evict.clone());
+        let key = slots.enter(false, peer, evict.clone());
         Some(Connection(Arc::new(Slot {
             of: Arc::clone(self),
             peer,
@@ -116,8 +120,8 @@ impl Connections {
 }
 
 impl Slots {
-    fn enter(&mut self, peer: IpAddr, evict: watch::Sender<bool>) -> u64 {
-        let key = self.next;
+    fn enter(&mut self, had_key: bool, peer: IpAddr, evict: watch::Sender<bool>) -> IdleKey {
+        let key = (had_key, self.next);
         self.next += 1;
         self.idle.insert(key, Idle { peer, evict });
         key
@@ -125,16 +129,14 @@ impl Slots {
 
     /// Hangs up on the longest idle connection of the address that has most of them.
     fn evict_one(&mut self) -> Option<()> {
+        let had_key = self.idle.first_key_value()?.0.0;
+        let candidates = || self.idle.iter().filter(|(key, _)| key.0 == had_key);
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-        for idle in self.idle.values() {
+        for (_, idle) in candidates() {
             *counts.entry(idle.peer).or_default() += 1;
         }
         let most = counts.values().copied().max()?;
-        let oldest = self
-            .idle
-            .iter()
-            .find(|(_, idle)| counts[&idle.peer] == most);
-        let key = *oldest?.0;
+        let key = *candidates().find(|(_, idle)| counts[&idle.peer] == most)?.0;
         let idle = self.idle.remove(&key)?;
         self.open -= 1;
         idle.evict.send_replace(true);
@@ -188,7 +190,7 @@ impl Drop for InUse {
         let mut usage = slot.usage.lock().unwrap_or_else(PoisonError::into_inner);
         *usage = match *usage {
             Usage::InUse(1) if !*slot.evict.borrow() => {
-                Usage::Idle(slots.enter(slot.peer, slot.evict.clone()))
+                Usage::Idle(slots.enter(true, slot.peer, slot.evict.clone()))
             }
             Usage::InUse(requests) => Usage::InUse(requests.saturating_sub(1)),
             Usage::Idle(key) => Usage::Idle(key),
@@ -250,13 +252,6 @@ async fn serve(
 ) {
     // Tokens go out one by one; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
-        .max_buf_size(READ_BUFFER_BYTES)
-        .max_headers(HEADERS_MAX)
-        .keep_alive(open.is_some());
     let asked = watch::Sender::new(false);
     let (router, mark, carried) = (
         TowerToHyperService::new(router),
@@ -285,7 +280,7 @@ async fn serve(
     // A client that takes nothing is hung up on like one that left: what it has open would be held for ever.
     let write_wait = Duration::from_millis(app.config.write_ms_max);
     let stream = ClientStream::new(stream, write_wait, Arc::clone(connection.meter()));
-    let served = builder
+    let served = http(open.is_some())
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = std::pin::pin!(served);
@@ -308,6 +303,17 @@ async fn serve(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
     }
+}
+
+fn http(keep_alive: bool) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_WAIT)
+        .max_buf_size(READ_BUFFER_BYTES)
+        .max_headers(HEADERS_MAX)
+        .keep_alive(keep_alive);
+    builder
 }
 
 /// What two readers of the same bytes could understand differently, or an expectation that is not met here.
@@ -369,13 +375,15 @@ mod tests {
         let fourth = admit().unwrap();
         assert!(is_evicted(&second) && !is_evicted(&first) && !is_evicted(&third));
         drop(second); // it gave its place away and has none to give back
-        drop(used); // idle again, but only since now
+        drop(used); // idle again, but it had a key
         let fifth = admit().unwrap();
         assert!(is_evicted(&third) && !is_evicted(&first));
-        let all = [first.in_use(), fourth.in_use(), fifth.in_use()];
+        let sixth = admit().unwrap();
+        assert!(is_evicted(&fourth) && !is_evicted(&first));
+        let all = [first.in_use(), fifth.in_use(), sixth.in_use()];
         assert!(admit().is_none(), "all are in use");
         drop(all);
-        drop((first, third, fourth, fifth));
+        drop((first, third, fourth, fifth, sixth));
         let slots = connections.slots();
         assert_eq!((slots.open, slots.idle.len()), (0, 0));
     }

@@ -110,6 +110,9 @@ mod tests {
         (0..20).for_each(|_| kept.push(line(BYTES_MAX / 4)));
         assert_eq!(kept.lines.len(), 3, "the last that fit");
         assert!(kept.bytes <= BYTES_MAX);
-        assert_eq!(kept.bytes, kept.lines.iter().map(Line::bytes).sum::<usize>());
+        assert_eq!(
+            kept.bytes,
+            kept.lines.iter().map(Line::bytes).sum::<usize>()
+        );
     }
 }

@@ -58,8 +58,8 @@ pub(super) async fn call(call: Call) -> Result<()> {
         let Message::Text(text) = message.context("reading the answer")? else {
             continue;
         };
-        let frame: Value =
-            serde_json::from_str(&text).context("the server sent a frame that is not valid JSON")?;
+        let frame: Value = serde_json::from_str(&text)
+            .context("the server sent a frame that is not valid JSON")?;
         match frame["status"].as_str() {
             Some("streaming") => line(&frame["data"].to_string())?,
             Some("complete") => {

@@ -113,8 +113,12 @@ impl Admin {
         }
         let path = self.data_dir.join("admin-token");
         let text = std::fs::read_to_string(&path);
-        let text = text
-            .with_context(|| format!("no admin token is set (--admin-token) and none can be read from {}", path.display()))?;
+        let text = text.with_context(|| {
+            format!(
+                "no admin token is set (--admin-token) and none can be read from {}",
+                path.display()
+            )
+        })?;
         Ok(text.trim().to_owned())
     }
 }

@@ -69,7 +69,8 @@ fn model(path: &Path) -> Result<String> {
 }
 
 fn writable(folder: &Path) -> Result<String> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     let probe = folder.join(".doctor");
     std::fs::write(&probe, b"realm")
         .with_context(|| format!("cannot write to {}", folder.display()))?;

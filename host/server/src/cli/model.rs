@@ -43,7 +43,8 @@ fn shape(name: &str) -> Result<&'static Shape, String> {
 }
 
 fn quant(name: &str) -> Result<Quant, String> {
-    Quant::from_name(name).ok_or_else(|| format!("the known types are {}", Quant::names().join(", ")))
+    Quant::from_name(name)
+        .ok_or_else(|| format!("the known types are {}", Quant::names().join(", ")))
 }
 
 pub(super) fn model(command: Model) -> Result<()> {
