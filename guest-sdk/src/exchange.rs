@@ -2,7 +2,7 @@
 
 use crate::bindings::realm::host::exchange;
 use crate::json::Value;
-use crate::{Error, Event, Kind, Message, Policy, Run, StopReason, Token, Tool, Usage};
+use crate::{Error, Event, Kind, Message, Policy, Run, Sequence, StopReason, Token, Tool, Usage};
 
 /// What the client asks.
 #[derive(Debug)]
@@ -44,6 +44,14 @@ impl Request {
     /// `Invalid` when the chat template refuses, and for functions, which have none.
     pub fn prompt(&self) -> Result<Vec<Token>, Error> {
         self.0.prompt()
+    }
+
+    /// Adds the prompt to a sequence of the request's model and returns the new length. Its tokens stay in the host.
+    ///
+    /// # Errors
+    /// Those of [`Request::prompt`] and of [`Sequence::append`].
+    pub fn append_to(&self, sequence: &Sequence) -> Result<u32, Error> {
+        self.0.append_to(&sequence.0)
     }
 
     /// Whether the prompt's text belongs in front of the completion.

@@ -18,7 +18,7 @@
 //!     fn handle(request: Request, reply: Reply) -> Result<(), Error> {
 //!         let model = Model::open(&request.model())?;
 //!         let sequence = model.sequence()?;
-//!         sequence.append(&request.prompt()?)?;
+//!         request.append_to(&sequence)?;
 //!         reply.forward(Run::start(&[(&sequence, &request.policy())])?)?;
 //!         Ok(())
 //!     }

@@ -8,6 +8,6 @@ pub mod quant;
 pub mod reference;
 mod shapes;
 
-pub use cpu::{Activations, Cpu, KvLayer, KvType, LayerNorm, Matrix, Rounding};
+pub use cpu::{Activations, Cpu, KvLayer, KvType, LayerNorm, Matrix, Rounding, Turn};
 pub use quant::{BlockType, MatrixView};
 pub use shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};

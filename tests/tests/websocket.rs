@@ -357,15 +357,24 @@ async fn frames_that_are_none_are_told_so_and_the_connection_lives() -> Result<(
         .send(&json!({"id": "twice", "function": "echo.generate", "params": params}))
         .await?;
     assert_eq!(socket.frame().await?["status"], "streaming");
-    socket
-        .send(&json!({"id": "twice", "function": "health"}))
-        .await?;
-    loop {
-        let frame = socket.frame().await?;
-        if frame["status"] == "error" {
-            assert_eq!(frame["error"]["code"], "duplicate_id", "{frame}");
-            break;
-        }
+    // Neither a second call nor a frame that is wrong may look like the end of the first.
+    for (again, code) in [
+        (json!({"id": "twice", "function": "health"}), "duplicate_id"),
+        (json!({"id": "twice", "function": 7}), "invalid_request"),
+    ] {
+        socket.send(&again).await?;
+        let refused = loop {
+            let frame = socket.frame().await?;
+            if frame["id"].is_null() {
+                break frame;
+            }
+            assert_eq!(frame["status"], "streaming", "{frame}");
+        };
+        assert_eq!(
+            (&refused["error"]["code"], &refused["error"]["id"]),
+            (&json!(code), &json!("twice")),
+            "{refused}"
+        );
     }
     socket.send(&json!({"id": "twice", "cancel": true})).await?;
     assert_eq!(
@@ -379,4 +388,85 @@ async fn frames_that_are_none_are_told_so_and_the_connection_lives() -> Result<(
     );
     assert!(server.is_alive()?);
     server.until_idle()
+}
+
+/// What a call answers with, its streaming frames' texts and log-probabilities put together.
+async fn answered(socket: &mut Socket, function: &str, params: &Value) -> Result<Value> {
+    socket
+        .send(&json!({"id": "a", "function": function, "params": params}))
+        .await?;
+    let (pieces, mut last) = stream(socket, "a").await?;
+    ensure!(last["status"] == "complete", "{last}");
+    let mut data = last["data"].take();
+    if !pieces.is_empty() {
+        data["choices"][0]["text"] = text(&pieces).into();
+    }
+    let tokens = pieces
+        .iter()
+        .filter_map(|piece| piece["logprobs"]["content"].as_array())
+        .flatten();
+    let tokens: Vec<Value> = tokens.cloned().collect();
+    if !tokens.is_empty() {
+        data["choices"][0]["logprobs"] = json!({"content": tokens, "refusal": null});
+    }
+    Ok(data)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_means_what_the_same_request_over_http_means() -> Result<()> {
+    let (server, tenant) = server()?;
+    let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
+    let mut params = chat_body(MODEL, "What is the capital of France?", 12);
+    params["messages"][0]["role"] = json!("developer");
+    params["logprobs"] = json!(true);
+    params["top_logprobs"] = json!(2);
+    let http = tenant.http.post("/v1/chat/completions", &params)?.ok()?;
+    let told = |data: &Value| {
+        let choice = &data["choices"][0];
+        json!([choice["text"], choice["logprobs"], choice["finish_reason"], data["usage"]])
+    };
+    let choice = &http["choices"][0];
+    let expected = json!([
+        choice["message"]["content"], choice["logprobs"], choice["finish_reason"], http["usage"]
+    ]);
+    // It streams without being told to, and so takes what belongs to streams.
+    params["stream_options"] = json!({"include_usage": true});
+    assert_eq!(told(&answered(&mut socket, "chat", &params).await?), expected, "streamed");
+    params["stream_options"] = Value::Null;
+    params["stream"] = json!(false);
+    assert_eq!(told(&answered(&mut socket, "chat", &params).await?), expected, "whole");
+
+    // Without `max_tokens`, too.
+    let params = json!({"prompt": "Once upon a time", "temperature": 0, "model": MODEL});
+    let http = tenant.http.post("/v1/completions", &params)?.ok()?;
+    let answer = answered(&mut socket, "generate", &params).await?;
+    assert_eq!(answer["choices"][0]["text"], http["choices"][0]["text"]);
+    assert_eq!(answer["usage"], http["usage"]);
+
+    let wrong = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]});
+    let refused = socket.call("w", "chat", wrong).await?;
+    assert_eq!(refused["error"]["param"], "messages[0].content[0].text", "{refused}");
+    server.until_idle()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_call_counts_as_what_it_used() -> Result<()> {
+    let (server, tenant) = server()?;
+    let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
+    let params = json!({"prompt": "Once upon a time", "max_tokens": 2000, "logit_bias": {"2": -100}});
+    socket
+        .send(&json!({"id": "c", "function": "generate", "params": params}))
+        .await?;
+    for _ in 0..5 {
+        assert_eq!(socket.frame().await?["status"], "streaming");
+    }
+    socket.send(&json!({"id": "c", "cancel": true})).await?;
+    assert_eq!(socket.finish("c").await?["status"], "cancelled");
+    server.until_idle()?;
+    let metrics = server.metrics()?;
+    let counted = |name: &str| metrics.sum_where(name, &[("tenant", "acme"), ("model", MODEL)]);
+    let prompt = counted("realm_tokens_prompt_total").context("prompt tokens")?;
+    let completion = counted("realm_tokens_completion_total").context("generated tokens")?;
+    assert!(prompt >= 4.0 && completion >= 5.0, "{prompt} + {completion}");
+    Ok(())
 }

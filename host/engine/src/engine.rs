@@ -23,6 +23,9 @@ use crate::scheduler::Limits;
 use crate::stats::{Counters, Observer};
 use crate::step::StepLoop;
 
+/// Tokens that a job may leave unread before it makes no more, unless an engine is made with another number.
+pub const UNREAD_TOKENS_MAX: usize = 1024;
+
 /// How an engine works.
 #[derive(Clone)]
 pub struct EngineConfig {
@@ -60,7 +63,7 @@ impl Default for EngineConfig {
             queue_max: 256,
             sequences_max: 16_384,
             tenant_sequences_max: 2_048,
-            unread_tokens_max: 1024,
+            unread_tokens_max: UNREAD_TOKENS_MAX,
             model_name: String::new(),
             // The standard library's hash keys are the randomness at hand without a dependency.
             seed: RandomState::new().hash_one("unseeded jobs"),

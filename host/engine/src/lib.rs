@@ -48,7 +48,7 @@ pub use account::{Account, TenantUsage};
 pub use client::{Client, Owner};
 pub use clock::{Clock, SystemClock};
 pub use embedder::{EMBED_TEXTS_MAX, Embedder, EmbedderClient};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, UNREAD_TOKENS_MAX};
 pub use error::EngineError;
 pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
 pub use model::{Activations, LoadError, ModelOptions};

@@ -20,6 +20,8 @@ use crate::sequence::Sequence;
 use crate::stats::{Observer, StepReport};
 use crate::step::StepLoop;
 
+mod shares;
+
 const OWNER: Owner = Owner {
     tenant: 1,
     weight: 1,

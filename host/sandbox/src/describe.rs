@@ -2,6 +2,7 @@
 
 use crate::component::Workflow;
 use crate::invocation::Call;
+use crate::state::Charges;
 use crate::{CallError, Inner, Limits, Tenant};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -65,7 +66,8 @@ pub(crate) async fn describe(
         ..tenant.limits
     };
     let wall = Duration::from_millis(tenant.limits.wall_ms_max);
-    let call = Call::new(inner, workflow, tenant, wall, None)?;
+    let charges = Charges::new(&tenant);
+    let call = Call::new(inner, workflow, tenant, wall, None, charges)?;
     let text = call
         .run(async |store, component| {
             let text = component.call_describe(&mut *store).await?;

@@ -8,6 +8,7 @@ pub(crate) mod sequence;
 
 use crate::GuestError;
 use crate::bindings::realm::llm::types::{self, Error, Retry, StopReason};
+use crate::memory::NoMemory;
 use crate::state::State;
 use realm_engine as engine;
 use wasmtime::component::{HasSelf, Linker, ResourceTableError};
@@ -32,6 +33,12 @@ impl From<GuestError> for Failure {
 
 impl From<ResourceTableError> for Failure {
     fn from(error: ResourceTableError) -> Failure {
+        Failure::Trap(error.into())
+    }
+}
+
+impl From<NoMemory> for Failure {
+    fn from(error: NoMemory) -> Failure {
         Failure::Trap(error.into())
     }
 }

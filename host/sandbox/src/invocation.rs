@@ -2,15 +2,16 @@
 
 use crate::bindings::Workflow as Bindings;
 use crate::component::Workflow;
-use crate::cpu::{CpuBudgetSpent, Metered};
+use crate::cpu::{self, CpuBudgetSpent};
 use crate::engine_config::BACKTRACE_FRAMES;
 use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
 use crate::log::{LogLevel, LogSink, printable};
+use crate::memory::{Held, NoMemory};
 use crate::request::{Request, RequestKind};
-use crate::state::{State, UsageMeter};
+use crate::state::{Charges, State};
 use crate::ticker::Ticker;
 use crate::{CallError, Inner, Tenant, describe};
-use realm_engine::{StopReason, TokenLogprob, Usage};
+use realm_engine::{Account, StopReason, TokenLogprob, Usage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -52,25 +53,39 @@ pub enum ReplyEvent {
 
 /// A call under way. Dropping it is hanging up: the store goes, and with it memory, sequences and KV blocks.
 pub struct Invocation {
-    events: mpsc::Receiver<ReplyEvent>,
-    task: Option<JoinHandle<Result<Usage, CallError>>>,
+    events: mpsc::Receiver<Queued>,
+    task: Option<JoinHandle<Result<(), CallError>>>,
+    account: Arc<Account>,
+}
+
+/// An event on its way to the client, and what it takes of the host's memory until it is taken.
+pub(crate) struct Queued {
+    pub(crate) event: ReplyEvent,
+    pub(crate) _held: Held,
 }
 
 impl Invocation {
     /// The next event; `None` after the end. Safe to drop and call again.
     pub async fn next(&mut self) -> Option<ReplyEvent> {
-        if let Some(event) = self.events.recv().await {
-            return Some(event);
+        if let Some(queued) = self.events.recv().await {
+            return Some(queued.event);
         }
         // The store is gone and with it the sender: the task has its result, or is about to.
         let ended = self.task.as_mut()?.await;
         self.task = None;
-        Some(ReplyEvent::End(ended.unwrap_or_else(|error| {
+        let ended = ended.unwrap_or_else(|error| {
             tracing::error!(%error, "the task of a call failed");
             Err(CallError::Internal {
                 detail: error.to_string(),
             })
-        })))
+        });
+        Some(ReplyEvent::End(ended.map(|()| self.usage())))
+    }
+
+    /// Tokens that the call has used so far, as the engine counts them: whatever the component reads or writes, and also of
+    /// a call that has failed.
+    pub fn usage(&self) -> Usage {
+        self.account.usage()
     }
 }
 
@@ -90,10 +105,13 @@ pub(crate) fn start(
     request: Request,
 ) -> Invocation {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
-    let task = tokio::spawn(serve(inner, workflow, tenant, request, sender));
+    let charges = Charges::new(&tenant);
+    let account = Arc::clone(&charges.account);
+    let task = tokio::spawn(serve(inner, workflow, tenant, request, sender, charges));
     Invocation {
         events,
         task: Some(task),
+        account,
     }
 }
 
@@ -103,10 +121,11 @@ async fn serve(
     workflow: Workflow,
     tenant: Tenant,
     request: Request,
-    events: mpsc::Sender<ReplyEvent>,
-) -> Result<Usage, CallError> {
+    events: mpsc::Sender<Queued>,
+    charges: Charges,
+) -> Result<(), CallError> {
     request.check(tenant.limits.json_bytes_max)?;
-    if let RequestKind::Function { name, .. } = &request.kind {
+    if let RequestKind::Function { name, .. } = &*request.kind {
         let description = describe::known(&inner, &workflow, &tenant).await?;
         if !description
             .functions
@@ -127,17 +146,9 @@ async fn serve(
     let wall = request
         .deadline
         .min(Duration::from_millis(tenant.limits.wall_ms_max));
-    let call = Call::new(
-        &inner,
-        &workflow,
-        tenant,
-        wall,
-        Some(Exchange::new(request, events)),
-    )?;
-    let usage = Arc::clone(&call.usage);
-    call.run(handle).await?;
-    // The store is dropped, so every run has reported.
-    Ok(usage.total())
+    let exchange = Exchange::new(request, events, Arc::clone(&charges.memory));
+    let call = Call::new(&inner, &workflow, tenant, wall, Some(exchange), charges)?;
+    call.run(handle).await
 }
 
 /// Calls `handle` and closes what it left open.
@@ -169,7 +180,6 @@ pub(crate) struct Call<'a> {
     wall: Duration,
     log: LogSink,
     ticker: Arc<Ticker>,
-    pub(crate) usage: Arc<UsageMeter>,
     // After the store: the slot is free when the memory is.
     _permit: OwnedSemaphorePermit,
 }
@@ -182,6 +192,7 @@ impl<'a> Call<'a> {
         tenant: Tenant,
         wall: Duration,
         exchange: Option<Exchange>,
+        charges: Charges,
     ) -> Result<Call<'a>, CallError> {
         let permit = Arc::clone(&inner.instances)
             .try_acquire_owned()
@@ -195,15 +206,15 @@ impl<'a> Call<'a> {
             workflow.name(),
             exchange,
             Instant::now() + wall,
+            charges,
         );
-        let (log, usage) = (store.data().log.clone(), Arc::clone(&store.data().usage));
+        let log = store.data().log.clone();
         Ok(Call {
             workflow,
             store,
             wall,
             log,
             ticker: Arc::clone(&inner.ticker),
-            usage,
             _permit: permit,
         })
     }
@@ -229,7 +240,7 @@ impl<'a> Call<'a> {
             let component = workflow.pre().instantiate_async(&mut store).await?;
             body(&mut store, component).await
         };
-        let ended = tokio::time::timeout(wall, Metered::new(limited, cpu, ticker)).await;
+        let ended = tokio::time::timeout(wall, cpu::Metered::new(limited, cpu, ticker)).await;
         let result = match ended {
             Err(_) => Err(CallError::deadline(wall)),
             Ok(Err(CpuBudgetSpent)) => Err(cpu_budget(store.data())),
@@ -285,6 +296,9 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
         return CallError::HandleLimit {
             handles_max: limits.handles_max,
         };
+    }
+    if let Some(&NoMemory { bytes_max }) = error.downcast_ref::<NoMemory>() {
+        return CallError::MemoryLimit { bytes_max };
     }
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::StackOverflow)

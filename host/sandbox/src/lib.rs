@@ -18,6 +18,7 @@ mod imports;
 mod invocation;
 mod limits;
 mod log;
+mod memory;
 mod request;
 mod state;
 mod tenant;

@@ -1,13 +1,13 @@
 //! Limits of one call, and the limiter that counts all memories and tables of a store together.
 
-use crate::TenantMemory;
+use crate::memory::{CallMemory, NoMemory};
 use std::sync::Arc;
 use wasmtime::ResourceLimiter;
 
 /// What one call may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Linear memory, all memories of the component together.
+    /// Linear memory, all memories of the component together, and what the host holds for it.
     pub memory_bytes_max: usize,
     /// Processor time, the host's work for it included.
     pub cpu_ms_max: u64,
@@ -50,13 +50,12 @@ pub(crate) enum Denied {
     Table { elements_max: usize },
 }
 
-/// Grants linear memory and table elements to one store, and gives the tenant's share back when dropped.
+/// Grants linear memory and table elements to one store, and gives the memory back when dropped.
 pub(crate) struct Limiter {
     bytes: usize,
-    bytes_max: usize,
     elements: usize,
     elements_max: usize,
-    tenant: Arc<TenantMemory>,
+    memory: Arc<CallMemory>,
     /// The grant of the growth under way, taken back when the growth fails after it.
     granted: Grant,
     pub(crate) denied: Option<Denied>,
@@ -69,13 +68,12 @@ struct Grant {
 }
 
 impl Limiter {
-    pub(crate) fn new(limits: &Limits, tenant: Arc<TenantMemory>) -> Limiter {
+    pub(crate) fn new(limits: &Limits, memory: Arc<CallMemory>) -> Limiter {
         Limiter {
             bytes: 0,
-            bytes_max: limits.memory_bytes_max,
             elements: 0,
             elements_max: limits.table_elements_max,
-            tenant,
+            memory,
             granted: Grant::default(),
             denied: None,
         }
@@ -95,20 +93,8 @@ impl ResourceLimiter for Limiter {
             return Ok(false);
         }
         let more = desired.saturating_sub(current);
-        if self
-            .bytes
-            .checked_add(more)
-            .is_none_or(|sum| sum > self.bytes_max)
-        {
-            self.denied = Some(Denied::Memory {
-                bytes_max: self.bytes_max,
-            });
-            return Ok(false);
-        }
-        if !self.tenant.take(more) {
-            self.denied = Some(Denied::Memory {
-                bytes_max: self.tenant.bytes_max(),
-            });
+        if let Err(NoMemory { bytes_max }) = self.memory.take(more) {
+            self.denied = Some(Denied::Memory { bytes_max });
             return Ok(false);
         }
         self.bytes += more;
@@ -119,7 +105,7 @@ impl ResourceLimiter for Limiter {
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
         let back = std::mem::take(&mut self.granted.bytes);
         self.bytes -= back;
-        self.tenant.give_back(back);
+        self.memory.give_back(back);
         Ok(())
     }
 
@@ -157,21 +143,21 @@ impl ResourceLimiter for Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.tenant.give_back(self.bytes);
+        self.memory.give_back(self.bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TenantMemory;
 
     fn limiter(tenant: &Arc<TenantMemory>, bytes_max: usize) -> Limiter {
         let limits = Limits {
-            memory_bytes_max: bytes_max,
             table_elements_max: 10,
             ..Limits::default()
         };
-        Limiter::new(&limits, Arc::clone(tenant))
+        Limiter::new(&limits, CallMemory::new(bytes_max, Arc::clone(tenant)))
     }
 
     #[test]

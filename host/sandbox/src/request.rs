@@ -4,6 +4,7 @@ use crate::{CallError, GuestError};
 use realm_engine::Policy;
 use realm_engine::text::ChatMessage;
 use serde::de::IgnoredAny;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One call.
@@ -11,8 +12,8 @@ use std::time::Duration;
 pub struct Request {
     /// The id the client sees as well.
     pub id: String,
-    /// What is asked.
-    pub kind: RequestKind,
+    /// What is asked. Shared, because it can be long.
+    pub kind: Arc<RequestKind>,
     /// The base model the client means.
     pub model: String,
     /// The client's sampling, stops and token limits.
@@ -71,7 +72,7 @@ impl Request {
                 self.choices
             ));
         }
-        match &self.kind {
+        match &*self.kind {
             RequestKind::Chat { messages, .. } => {
                 for message in messages {
                     if !matches!(
@@ -94,7 +95,7 @@ impl Request {
                 }
                 match serde_json::from_str::<IgnoredAny>(parameters_json) {
                     Ok(_) => Ok(()),
-                    Err(error) => invalid(format!("the parameters are no JSON: {error}")),
+                    Err(error) => invalid(format!("the parameters are not valid JSON: {error}")),
                 }
             }
         }

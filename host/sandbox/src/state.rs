@@ -4,23 +4,42 @@ use crate::cpu::CpuMeter;
 use crate::imports::exchange::Exchange;
 use crate::limits::Limiter;
 use crate::log::LogSink;
+use crate::memory::CallMemory;
 use crate::{CallError, GuestError, Hooks, Tenant, wasi};
-use realm_engine::{Account, Client, EngineError, Usage};
+use realm_engine::{Account, Client, EngineError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+/// What a call is charged for, beside processor time.
+#[derive(Clone)]
+pub(crate) struct Charges {
+    pub(crate) memory: Arc<CallMemory>,
+    pub(crate) account: Arc<Account>,
+}
+
+impl Charges {
+    /// Of a call that begins.
+    pub(crate) fn new(tenant: &Tenant) -> Charges {
+        let bytes_max = tenant.limits.memory_bytes_max;
+        Charges {
+            memory: CallMemory::new(bytes_max, Arc::clone(&tenant.memory)),
+            account: Account::new(),
+        }
+    }
+}
 
 /// The data of one store.
 pub(crate) struct State {
     pub(crate) tenant: Tenant,
     pub(crate) table: ResourceTable,
     pub(crate) limiter: Limiter,
+    /// What the component and the host for it hold.
+    pub(crate) memory: Arc<CallMemory>,
     pub(crate) log: LogSink,
     pub(crate) cpu: Arc<CpuMeter>,
-    pub(crate) usage: Arc<UsageMeter>,
     /// Where the engine counts the tokens of the call.
     pub(crate) account: Arc<Account>,
     /// Absent while a component describes itself: it can then open no model.
@@ -38,16 +57,18 @@ impl State {
         workflow: Arc<str>,
         exchange: Option<Exchange>,
         deadline: Instant,
+        charges: Charges,
     ) -> Store<State> {
+        let Charges { memory, account } = charges;
         let log = LogSink::new(hooks, tenant.clone(), workflow);
         let cpu = CpuMeter::new(tenant.limits.cpu_ms_max);
         let mut table = ResourceTable::new();
         table.set_max_capacity(tenant.limits.handles_max as usize);
         let state = State {
-            limiter: Limiter::new(&tenant.limits, Arc::clone(&tenant.memory)),
+            limiter: Limiter::new(&tenant.limits, Arc::clone(&memory)),
+            memory,
             wasi: wasi::inert(&log),
-            usage: Arc::default(),
-            account: Account::new(),
+            account,
             cpu: Arc::clone(&cpu),
             tenant,
             table,
@@ -112,35 +133,6 @@ impl WasiView for State {
         WasiCtxView {
             ctx: &mut self.wasi,
             table: &mut self.table,
-        }
-    }
-}
-
-/// Tokens of one call. The prompt is counted where tokens are appended, so what forks share counts once.
-#[derive(Default)]
-pub(crate) struct UsageMeter {
-    prompt: AtomicU32,
-    cached: AtomicU32,
-    completion: AtomicU32,
-}
-
-impl UsageMeter {
-    pub(crate) fn prompt(&self, tokens: usize) {
-        self.prompt
-            .fetch_add(u32::try_from(tokens).unwrap_or(u32::MAX), Ordering::Relaxed);
-    }
-
-    pub(crate) fn run(&self, usage: Usage) {
-        self.cached.fetch_add(usage.cached, Ordering::Relaxed);
-        self.completion
-            .fetch_add(usage.completion, Ordering::Relaxed);
-    }
-
-    pub(crate) fn total(&self) -> Usage {
-        Usage {
-            prompt: self.prompt.load(Ordering::Relaxed),
-            cached: self.cached.load(Ordering::Relaxed),
-            completion: self.completion.load(Ordering::Relaxed),
         }
     }
 }

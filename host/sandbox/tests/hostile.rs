@@ -77,6 +77,74 @@ async fn memory_ends_at_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_host_holds_for_a_guest_counts_as_its_memory() {
+    for name in ["policy_flood", "emit_flood"] {
+        let limits = Limits {
+            cpu_ms_max: 20_000,
+            ..limits()
+        };
+        let bytes_max = limits.memory_bytes_max;
+        let world = World::new();
+        let neighbour = Neighbour::start(&world).await;
+        let workflow = world.load(guest(name)).await;
+        let tenant = world.tenant(1, limits);
+        let before = neighbour.deltas();
+        let invocation = world
+            .sandbox
+            .invoke(&workflow, &tenant, chat("hello", Policy::default()));
+        // Nobody reads until it has taken all that it can get.
+        let mut most = 0;
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            most = most.max(tenant.memory.bytes());
+        }
+        assert!(most > bytes_max / 4, "{name}: {most} bytes are counted");
+        assert!(most <= bytes_max, "{name}: {most} bytes");
+        let events = collect(invocation).await;
+        let expected = CallError::MemoryLimit { bytes_max };
+        assert_eq!(
+            events.last(),
+            Some(&ReplyEvent::End(Err(expected))),
+            "{name}"
+        );
+        assert_eq!(tenant.memory.bytes(), 0, "{name} left memory behind");
+        neighbour.stays_well(before).await;
+        world.all_free().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_counted_by_the_engine_whatever_a_guest_says() {
+    let world = World::new();
+    let limits = Limits {
+        cpu_ms_max: 20_000,
+        ..limits()
+    };
+    let tenant = world.tenant(1, limits);
+    let forger = world.load(guest("emit_flood")).await;
+    let request = chat("hello", Policy::default());
+    let mut invocation = world.sandbox.invoke(&forger, &tenant, request);
+    assert!(invocation.next().await.is_some());
+    assert_eq!(invocation.usage().completion, 0, "no model made them");
+    drop(invocation);
+
+    let hider = world.load(guest("never_read")).await;
+    let limits = Limits {
+        cpu_ms_max: 20_000,
+        wall_ms_max: 400,
+        ..self::limits()
+    };
+    let tenant = world.tenant(1, limits);
+    let mut invocation = world
+        .sandbox
+        .invoke(&hider, &tenant, chat("hello", Policy::default()));
+    let last = invocation.next().await;
+    assert!(matches!(last, Some(ReplyEvent::End(Err(_)))), "{last:?}");
+    let usage = invocation.usage();
+    assert!(usage.prompt > 0 && usage.completion > 0, "{usage:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recursion_ends_with_the_guests_stack() {
     check("recurse_flat", limits(), CallError::StackOverflow).await;
     check("recurse_forever", limits(), CallError::StackOverflow).await;

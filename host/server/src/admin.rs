@@ -5,8 +5,9 @@ mod tenants;
 mod workflows;
 
 use crate::auth::{bearer, same_secret};
+use crate::connections::InUse;
 use crate::error::{ApiError, ApiResult};
-use crate::ingress::no_method;
+use crate::ingress::{no_method, no_route};
 use crate::state::App;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
@@ -58,19 +59,14 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(guarded)
         .route("/metrics", get(metrics))
         .route("/health", get(async || Json(json!({"status": "ok"}))))
-        .fallback(async |request: Request| {
-            ApiError::not_found(format!(
-                "there is no {} {}",
-                request.method(),
-                request.uri().path()
-            ))
-        })
+        .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(app)
 }
 
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if bearer(request.headers()).is_some_and(|token| same_secret(token, &app.admin_token)) {
+        let _connection = InUse::of(request.extensions());
         return next.run(request).await;
     }
     let message = "the admin token is missing or wrong";
@@ -83,10 +79,7 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> ApiResult<Response> {
-    let text = app
-        .metrics
-        .scrape(&app.engines())
-        .map_err(|error| ApiError::internal(&error))?;
+    let text = app.scrape().map_err(|error| ApiError::internal(&error))?;
     let mut response = text.into_response();
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
@@ -94,7 +87,8 @@ async fn metrics(State(app): State<Arc<App>>) -> ApiResult<Response> {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let models = app.models.iter().map(|model| {
+    let table = app.models();
+    let models = table.base().iter().map(|model| {
         let facts = model.client.facts();
         json!({
             "name": model.name,
@@ -113,7 +107,8 @@ async fn models(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 async fn status(State(app): State<Arc<App>>) -> Json<Value> {
-    let engines = app.models.iter().map(|model| {
+    let table = app.models();
+    let engines = table.base().iter().map(|model| {
         let stats = model.client.stats();
         json!({
             "model": model.name,
@@ -141,8 +136,12 @@ fn check_name(what: &'static str, name: &str, more: &[char]) -> ApiResult<()> {
     if starts && name.len() <= 64 && name.chars().all(plain) {
         return Ok(());
     }
+    let allowed = match more {
+        [] => "letters, digits, '-' and '_'",
+        _ => "letters, digits, '-', '_' and '.'",
+    };
     let message = format!(
-        "the name of a {what} must have 1 to 64 letters, digits, '-' or '_', a letter or digit first"
+        "the name of a {what} must be 1 to 64 characters long, begin with a letter or a digit, and contain only {allowed}"
     );
     Err(ApiError {
         param: Some("name".to_owned()),

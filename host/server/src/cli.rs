@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
-/// A host that runs many customers' WebAssembly programs next to one language model.
+/// Run many tenants' WebAssembly programs next to one language model
 #[derive(Parser)]
 #[command(name = "realm", version, about)]
 struct Cli {
@@ -33,17 +33,17 @@ enum Command {
     Run(ask::Run),
     /// Measure how fast a model runs on this machine
     Bench(bench::Bench),
-    /// Look at model files
+    /// List, inspect and generate model files
     #[command(subcommand)]
     Model(model::Model),
-    /// Make, list and remove tenants
+    /// Create, list and delete tenants
     Tenant {
         #[command(flatten)]
         admin: client::Admin,
         #[command(subcommand)]
         command: operator::Tenant,
     },
-    /// Make, list and revoke API keys
+    /// Create, list and revoke API keys
     Key {
         #[command(flatten)]
         admin: client::Admin,
@@ -59,7 +59,7 @@ enum Command {
     },
     /// Call a function of a workflow
     Call(call::Call),
-    /// Look over what the server needs
+    /// Check that everything the server needs is there and works
     Doctor(doctor::Doctor),
     /// Compile a component from standard input to standard output
     #[command(hide = true)]
@@ -68,18 +68,18 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Serve {
-    /// TOML file with settings
+    /// TOML file with the settings
     #[arg(long, value_name = "PATH", env = "REALM_CONFIG")]
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
-    /// Print one line of JSON on standard output once ready
+    /// Print one line of JSON to standard output once the server is ready
     #[arg(long)]
     json: bool,
-    /// Stop when standard input closes
+    /// Stop when standard input is closed
     #[arg(long)]
     exit_on_stdin_close: bool,
-    /// Make this tenant if it is missing, and a new key for it
+    /// Create this tenant if it does not exist, and a new API key for it
     #[arg(long, value_name = "NAME")]
     bootstrap_tenant: Option<String>,
 }

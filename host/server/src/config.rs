@@ -31,21 +31,21 @@ const UPLOAD_MIB_MAX: u64 = (COMPONENT_BYTES_MAX >> 20) as u64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where clients connect; port 0 takes a free one.
+    /// Address for clients; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Where the operator connects; port 0 takes a free one.
+    /// Address for the operator; port 0 takes a free port.
     pub admin_listen: SocketAddr,
-    /// The folder that holds all state; made if missing.
+    /// The folder that holds all state; created if it does not exist.
     pub data_dir: PathBuf,
     /// The GGUF file to serve.
     pub model: Option<PathBuf>,
-    /// What clients call it; by default made from the file's name.
+    /// The name clients use for it; by default derived from the file name.
     pub model_name: Option<String>,
     /// The GGUF file of a model that gives embeddings, served beside the other.
     pub embedding_model: Option<PathBuf>,
-    /// What clients call that; by default made from the file's name.
+    /// The name clients use for it; by default derived from the file name.
     pub embedding_model_name: Option<String>,
-    /// Threads that compute; 0 is one per processor.
+    /// Threads to compute with; 0 means one per processor.
     pub threads: usize,
     /// Memory for keys and values of all sequences.
     pub kv_memory_mib: u64,
@@ -65,6 +65,8 @@ pub struct Config {
     pub queue_max: usize,
     /// The operator's token; by default one is made once and kept in the data folder.
     pub admin_token: Option<String>,
+    /// Origins whose pages may call the API from a browser; `*` is all of them, an empty list none.
+    pub cors_origins: Vec<String>,
     /// How long a client may take nothing of what is written to it before it is hung up on.
     pub write_ms_max: u64,
     /// How long requests in flight may go on after the server was told to stop.
@@ -169,6 +171,7 @@ impl Default for Config {
             sequences_running_max: 64,
             queue_max: 256,
             admin_token: None,
+            cors_origins: vec!["*".to_owned()],
             write_ms_max: 30_000,
             drain_ms: 30_000,
             connections_max: 512,
@@ -217,15 +220,15 @@ impl CallLimits {
 /// The flags that are settings. A flag that was not given says nothing.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
 pub struct Flags {
-    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Address for clients; port 0 takes a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
-    /// Where the operator connects; port 0 takes a free one [default: 127.0.0.1:8081]
+    /// Address for the operator; port 0 takes a free port [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<String>,
-    /// Folder that holds all state; made if missing [default: .realm]
+    /// Folder that holds all state; created if it does not exist [default: .realm]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
@@ -233,51 +236,51 @@ pub struct Flags {
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
-    /// What clients call the model [default: from the file's name]
+    /// Name that clients use for the model [default: derived from the file name]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_name: Option<String>,
-    /// GGUF file of a model that gives embeddings
+    /// GGUF file of an embedding model, served beside the other
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_model: Option<PathBuf>,
-    /// What clients call that model [default: from the file's name]
+    /// Name that clients use for that model [default: derived from the file name]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_model_name: Option<String>,
-    /// Threads that compute; 0 is one per processor
+    /// Threads to compute with; 0 means one per processor
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Memory for keys and values of all sequences, in MiB [default: 1024]
+    /// Memory for the keys and values of all sequences, in MiB [default: 1024]
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_memory_mib: Option<u64>,
-    /// How keys and values are kept [default: f16]
+    /// How keys and values are stored [default: f16]
     #[arg(long, value_name = "TYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
-    /// Longest sequence in tokens [default: the model's]
+    /// Longest sequence, in tokens [default: the model's context length]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_max: Option<u32>,
-    /// How finely activations are rounded [default: mixed]
+    /// Precision of activations [default: mixed]
     #[arg(long, value_name = "BITS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<Activations>,
-    /// Folder for repacked weights, so that the next start maps them [default: none, every start repacks]
+    /// Folder in which repacked weights are kept for the next start [default: none; every start repacks]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packed_dir: Option<PathBuf>,
-    /// Tokens computed in one step at most [default: 256]
+    /// Most tokens computed in one step [default: 256]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_tokens_max: Option<u32>,
-    /// The operator's token; better in REALM_ADMIN_TOKEN, where other users of the machine do not see it
+    /// The operator's token; safer in REALM_ADMIN_TOKEN, where other users of the machine cannot see it
     #[arg(long, value_name = "TOKEN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token: Option<String>,
-    /// How long requests in flight may go on after the server was told to stop [default: 30000]
+    /// How long requests in progress may continue after the server is told to stop [default: 30000]
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_ms: Option<u64>,
@@ -308,40 +311,73 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let positive = [
-            ("kv_memory_mib", self.kv_memory_mib),
-            ("step_tokens_max", self.step_tokens_max.into()),
-            ("sequences_running_max", self.sequences_running_max.into()),
-            ("queue_max", self.queue_max as u64),
-            ("write_ms_max", self.write_ms_max),
-            ("connections_max", self.connections_max.into()),
-            ("tenant_sockets_max", self.tenant_sockets_max.into()),
-            ("instances_max", self.instances_max.into()),
-            ("tenant_requests_max", self.tenant_requests_max.into()),
-            ("tenant_memory_mib", self.tenant_memory_mib),
-            ("compile_memory_mib", self.compile_memory_mib),
-            ("compile_ms_max", self.compile_ms_max),
-            ("upload_mib_max", self.upload_mib_max),
-            ("limits.memory_mib_max", self.limits.memory_mib_max),
-            ("limits.cpu_ms_max", self.limits.cpu_ms_max),
-            ("limits.wall_ms_max", self.limits.wall_ms_max),
-            ("limits.handles_max", self.limits.handles_max.into()),
+        for (key, value, min, max) in self.ranges() {
+            if !(min..=max).contains(&value) {
+                let wanted = format!("from {min} to {max}, not {value}");
+                return Err(ConfigError::Value { key, wanted });
+            }
+        }
+        if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            let wanted = format!(
+                "a list of \"*\" or of origins such as \"https://app.example.com\", not {origin:?}"
+            );
+            let key = "cors_origins";
+            return Err(ConfigError::Value { key, wanted });
+        }
+        self.check_texts()
+    }
+
+    /// Every number with the least and the most it can be. The most is what can still be counted, added to a clock or
+    /// reserved, far above what anybody needs: a setting never makes the server fail later.
+    fn ranges(&self) -> Vec<(&'static str, u64, u64, u64)> {
+        const MS: u64 = 7 * 24 * 60 * 60 * 1000;
+        const MIB: u64 = 1 << 24; // 16 TiB
+        const COUNT: u64 = 1 << 20;
+        let limits = &self.limits;
+        let mut ranges = vec![
+            ("threads", self.threads as u64, 0, 4096),
+            ("kv_memory_mib", self.kv_memory_mib, 1, MIB),
+            ("step_tokens_max", self.step_tokens_max.into(), 1, 1 << 16),
+            (
+                "sequences_running_max",
+                self.sequences_running_max.into(),
+                1,
+                1 << 16,
+            ),
+            ("queue_max", self.queue_max as u64, 1, COUNT),
+            ("write_ms_max", self.write_ms_max, 1, MS),
+            ("drain_ms", self.drain_ms, 0, MS),
+            ("connections_max", self.connections_max.into(), 1, COUNT),
+            (
+                "tenant_sockets_max",
+                self.tenant_sockets_max.into(),
+                1,
+                COUNT,
+            ),
+            ("instances_max", self.instances_max.into(), 1, 1 << 14),
+            (
+                "tenant_requests_max",
+                self.tenant_requests_max.into(),
+                1,
+                COUNT,
+            ),
+            ("tenant_memory_mib", self.tenant_memory_mib, 1, MIB),
+            ("compile_memory_mib", self.compile_memory_mib, 1, MIB),
+            ("compile_ms_max", self.compile_ms_max, 1, MS),
+            ("upload_mib_max", self.upload_mib_max, 1, UPLOAD_MIB_MAX),
+            // A component's memory has 32-bit addresses.
+            ("limits.memory_mib_max", limits.memory_mib_max, 1, 4096),
+            ("limits.cpu_ms_max", limits.cpu_ms_max, 1, MS),
+            ("limits.wall_ms_max", limits.wall_ms_max, 1, MS),
+            ("limits.handles_max", limits.handles_max.into(), 1, COUNT),
+            ("limits.log_kib_max", limits.log_kib_max, 0, COUNT),
         ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::Value {
-                key,
-                wanted: "at least 1",
-            });
-        }
-        if self.upload_mib_max > UPLOAD_MIB_MAX {
-            return Err(ConfigError::Value {
-                key: "upload_mib_max",
-                wanted: const {
-                    assert!(UPLOAD_MIB_MAX == 16);
-                    "at most 16, the size of the largest component there can be"
-                },
-            });
-        }
+        let context_max = self.context_max.map(u64::from);
+        ranges.extend(context_max.map(|tokens| ("context_max", tokens, 1, 1 << 24)));
+        ranges
+    }
+
+    fn check_texts(&self) -> Result<(), ConfigError> {
         if self
             .admin_token
             .as_ref()
@@ -349,7 +385,7 @@ impl Config {
         {
             return Err(ConfigError::Value {
                 key: "admin_token",
-                wanted: "at least 16 characters long",
+                wanted: "at least 16 characters long".to_owned(),
             });
         }
         let names = [
@@ -363,18 +399,27 @@ impl Config {
         {
             return Err(ConfigError::Value {
                 key,
-                wanted: "1 to 200 characters long",
+                wanted: "1 to 200 characters long".to_owned(),
             });
         }
         Ok(())
     }
 }
 
+/// Whether a browser could name this as the origin of a page.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else {
+        return text == "*";
+    };
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-.:[]_".contains(c);
+    matches!(scheme, "http" | "https") && !host.is_empty() && host.chars().all(is_host)
+}
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not there or not readable.
-    #[error("cannot read the settings in {}", path.display())]
+    #[error("cannot read the settings file {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -383,15 +428,15 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// A key is unknown, or its value is of another kind.
-    #[error("settings: {0}")]
+    #[error("invalid settings: {0}")]
     Refused(#[from] Box<figment::Error>),
     /// A value is out of range.
-    #[error("settings: {key} must be {wanted}")]
+    #[error("invalid settings: {key} must be {wanted}")]
     Value {
         /// The key.
         key: &'static str,
         /// What would be right.
-        wanted: &'static str,
+        wanted: String,
     },
 }
 
@@ -481,6 +526,9 @@ mod tests {
                 ("admin_token = \"short\"", "admin_token"),
                 ("upload_mib_max = 17", "upload_mib_max"),
                 ("connections_max = 0", "connections_max"),
+                ("cors_origins = [\"app.example.com\"]", "cors_origins"),
+                ("cors_origins = [\"https://a/b\"]", "cors_origins"),
+                ("context_max = 0", "context_max"),
             ] {
                 jail.create_file("realm.toml", text)?;
                 let error = load(&Flags::default()).unwrap_err();
@@ -491,6 +539,35 @@ mod tests {
             assert!(load(&Flags::default()).is_ok(), "not a setting");
             jail.set_env("REALM_MODLE", "x");
             assert!(load(&Flags::default()).unwrap_err().contains("modle"));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn no_number_is_too_large_for_what_is_made_of_it() {
+        let numbers = Config::default().ranges();
+        for (key, value) in keys("", &serde_json::to_value(Config::default()).unwrap()) {
+            let is_checked = numbers.iter().any(|(name, ..)| *name == key);
+            assert_eq!(is_checked, value.is_number(), "{key} has a range");
+        }
+        Jail::expect_with(|jail| {
+            jail.clear_env();
+            for (key, _, _, max) in &numbers {
+                let toml = |value: u64| match key.split_once('.') {
+                    Some((table, key)) => format!("[{table}]\n{key} = {value}\n"),
+                    None => format!("{key} = {value}\n"),
+                };
+                jail.create_file("realm.toml", &toml(*max))?;
+                let config = load(&Flags::default()).unwrap();
+                let far = std::time::Instant::now()
+                    .checked_add(std::time::Duration::from_millis(config.limits.wall_ms_max));
+                assert!(far.is_some());
+                for over in [*max + 1, i64::MAX.unsigned_abs()] {
+                    jail.create_file("realm.toml", &toml(over))?;
+                    let error = load(&Flags::default()).unwrap_err();
+                    assert!(error.contains(key.rsplit('.').next().unwrap()), "{error}");
+                }
+            }
             Ok(())
         });
     }

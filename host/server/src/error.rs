@@ -72,9 +72,25 @@ impl ApiError {
         }
     }
 
-    /// No key, or one that is not in force.
+    /// The same error of a part of the request: `path` goes in front of the field's own.
+    #[must_use]
+    pub fn below(mut self, path: &str) -> ApiError {
+        match self.param.as_mut() {
+            Some(param) if self.message.starts_with(&*param) => {
+                self.message = format!("{path}.{}", self.message);
+                *param = format!("{path}.{param}");
+            }
+            _ => {
+                self.message = format!("{path}: {}", self.message);
+                self.param = Some(path.to_owned());
+            }
+        }
+        self
+    }
+
+    /// No key, or one that has been revoked.
     pub fn unauthorized() -> ApiError {
-        let message = "the API key is missing, wrong or revoked";
+        let message = "the API key is missing, unknown or revoked";
         ApiError::new(
             StatusCode::UNAUTHORIZED,
             "invalid_request_error",
@@ -85,7 +101,10 @@ impl ApiError {
 
     /// No such model for this tenant.
     pub fn no_model(name: &str) -> ApiError {
-        let message = format!("the model {name:?} does not exist or you may not use it");
+        let message = format!(
+            "the model {:?} does not exist, or this tenant may not use it",
+            shown(name)
+        );
         let error = ApiError::new(
             StatusCode::NOT_FOUND,
             "invalid_request_error",
@@ -111,7 +130,7 @@ impl ApiError {
     /// The tenant's own limit of requests.
     pub fn too_many_requests(limit: usize) -> ApiError {
         let message =
-            format!("{limit} requests are in flight already, which is this tenant's limit");
+            format!("this tenant already has {limit} requests in progress, which is its limit");
         let error = ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limit_error",
@@ -130,7 +149,7 @@ impl ApiError {
             StatusCode::SERVICE_UNAVAILABLE,
             "overloaded_error",
             "too_many_connections",
-            format!("{limit} connections are open already, which is the server's limit"),
+            format!("the server already has {limit} connections in use, which is its limit"),
         );
         ApiError {
             retry_after_ms: Some(1000),
@@ -143,7 +162,7 @@ impl ApiError {
         ApiError {
             code: "too_many_sockets".into(),
             message: format!(
-                "{limit} connections to /ws are open already, which is a tenant's limit"
+                "this tenant already has {limit} connections to /ws, which is its limit"
             ),
             ..ApiError::too_many_requests(0)
         }
@@ -151,12 +170,33 @@ impl ApiError {
 
     /// The body is larger than is read.
     pub fn too_large(bytes_max: usize) -> ApiError {
-        let message = format!("the body is larger than {bytes_max} bytes");
+        let message =
+            format!("the request body is larger than {bytes_max} bytes, which is the limit");
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "invalid_request_error",
             "request_too_large",
             message,
+        )
+    }
+
+    /// Too much of the tenant's memory is in use for this request.
+    pub fn memory_in_use() -> ApiError {
+        ApiError {
+            code: "quota_exceeded".into(),
+            message: "too much of this tenant's memory is in use; try again when other requests have ended"
+                .to_owned(),
+            ..ApiError::too_many_requests(0)
+        }
+    }
+
+    /// The body takes too long to arrive.
+    pub fn body_timeout(seconds: u64) -> ApiError {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            "request_timeout",
+            format!("the request body did not arrive within {seconds} s"),
         )
     }
 
@@ -166,7 +206,7 @@ impl ApiError {
             StatusCode::SERVICE_UNAVAILABLE,
             "overloaded_error",
             "stopping",
-            "the server is stopping",
+            "the server is shutting down",
         );
         ApiError {
             retry_after_ms: Some(1000),
@@ -177,8 +217,8 @@ impl ApiError {
     /// Our own failure. The detail goes to the log, an id to the client.
     pub fn internal(detail: &(impl std::fmt::Display + ?Sized)) -> ApiError {
         let trace = crate::auth::random_hex::<6>();
-        tracing::error!(%trace, %detail, "request failed inside the server");
-        let message = format!("an internal error; its trace id is {trace}");
+        tracing::error!(%trace, %detail, "internal error");
+        let message = format!("an internal error occurred; the trace id is {trace}");
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "server_error",
@@ -197,6 +237,9 @@ impl ApiError {
     /// The error of a WebSocket frame.
     pub fn frame(&self) -> Value {
         let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(param) = &self.param {
+            error["param"] = param.as_str().into();
+        }
         if let Some(ms) = self.retry_after_ms {
             error["retry_after_ms"] = ms.into();
         }
@@ -270,7 +313,7 @@ impl From<CatalogError> for ApiError {
             CatalogError::Database(sqlx::Error::Database(cause))
                 if cause.is_foreign_key_violation() =>
             {
-                let message = "the tenant or the version was removed meanwhile";
+                let message = "the tenant or the version has been removed in the meantime";
                 ApiError::new(
                     StatusCode::NOT_FOUND,
                     "invalid_request_error",
@@ -289,6 +332,17 @@ impl From<BlobError> for ApiError {
     fn from(error: BlobError) -> ApiError {
         ApiError::internal(&chain(&error))
     }
+}
+
+/// The longest name of a client's choosing that a message repeats.
+const SHOWN_BYTES_MAX: usize = 100;
+
+/// A client's word as a message repeats it: cut where it is long.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN_BYTES_MAX {
+        return text.into();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)]).into()
 }
 
 /// An error with all its causes, for the log.

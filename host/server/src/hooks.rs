@@ -4,13 +4,33 @@ use realm_sandbox::{Hooks, LogLevel, Tenant};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-/// Lines kept for one tenant. A call's lines are bounded in bytes by its limits, so this is some megabytes at most.
+/// Lines kept for one tenant, and bytes of all of them; older ones make room.
 const LINES_MAX: usize = 1000;
+const BYTES_MAX: usize = 256 << 10;
 
 /// The tenants' logs.
 #[derive(Default)]
 pub struct TenantLogs {
-    lines: Mutex<HashMap<u32, VecDeque<Line>>>,
+    lines: Mutex<HashMap<u32, TenantLines>>,
+}
+
+#[derive(Default)]
+struct TenantLines {
+    lines: VecDeque<Line>,
+    bytes: usize,
+}
+
+impl TenantLines {
+    fn push(&mut self, line: Line) {
+        self.bytes += line.bytes();
+        self.lines.push_back(line);
+        while self.lines.len() > LINES_MAX || self.bytes > BYTES_MAX {
+            let Some(oldest) = self.lines.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes();
+        }
+    }
 }
 
 /// One line of a component's log.
@@ -32,7 +52,7 @@ impl TenantLogs {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines
             .get(&tenant)
-            .map(|lines| lines.iter().cloned().collect())
+            .map(|of| of.lines.iter().cloned().collect())
             .unwrap_or_default()
     }
 
@@ -62,10 +82,34 @@ impl Hooks for TenantLogs {
             message: message.to_owned(),
         };
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = lines.entry(tenant.id).or_default();
-        if lines.len() >= LINES_MAX {
-            lines.pop_front();
-        }
-        lines.push_back(line);
+        lines.entry(tenant.id).or_default().push(line);
+    }
+}
+
+impl Line {
+    fn bytes(&self) -> usize {
+        size_of::<Line>() + self.workflow.len() + self.message.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_lines_make_room_by_number_and_by_size() {
+        let line = |bytes: usize| Line {
+            at_ms: 0,
+            workflow: "flow".to_owned(),
+            level: "info",
+            message: "x".repeat(bytes),
+        };
+        let mut kept = TenantLines::default();
+        (0..2 * LINES_MAX).for_each(|_| kept.push(line(1)));
+        assert_eq!(kept.lines.len(), LINES_MAX);
+        (0..20).for_each(|_| kept.push(line(BYTES_MAX / 4)));
+        assert_eq!(kept.lines.len(), 3, "the last that fit");
+        assert!(kept.bytes <= BYTES_MAX);
+        assert_eq!(kept.bytes, kept.lines.iter().map(Line::bytes).sum::<usize>());
     }
 }

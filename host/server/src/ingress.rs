@@ -1,51 +1,58 @@
 //! The data plane: OpenAI's routes, `/ws`, `/health` and `/ready`.
 //!
-//! A request is authenticated and admitted before its body is read; what it holds (its place, its component, its
-//! sequences) is dropped with its future or its body, so a client that hangs up frees everything.
+//! A request is authenticated and admitted before its body is read; what it holds (its place, its memory, its component,
+//! its sequences) is dropped with its future or its body, so a client that hangs up frees everything.
+//!
+//! One way for all: [`body`] reads, [`request`] gives it a type, [`route`] finds who answers, [`generation`] drives the
+//! answer, and a file of [`framing`] writes it down.
 
-mod answer;
-mod chat;
-mod completions;
+mod body;
 mod embeddings;
+mod framing;
+mod generation;
+mod json;
 mod models;
-mod openai;
-mod render;
+mod request;
 mod route;
-mod sse;
 mod ws;
 
+pub(crate) use body::{read_body, read_json};
+
 use crate::auth::{bearer, random_hex};
-use crate::error::{ApiError, ApiResult};
+use crate::connections::InUse;
+use crate::error::{ApiError, ApiResult, shown};
 use crate::registry::catalog::now_ms;
 use crate::state::{App, TenantEntry};
-use answer::{Answer, Call};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, middleware};
-use futures_util::StreamExt;
-use realm_sandbox::ReplyEvent;
-use render::{Family, Renderer};
-use serde_json::Value;
+use body::TenantBody;
+use framing::openai::Renderer;
+use framing::{sse, whole};
+use generation::{Generation, Start};
+use request::{Defaults, Family, GenerationRequest};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tower_http::decompression::RequestDecompressionLayer;
 
-/// Bytes of a request's body.
-const BODY_BYTES_MAX: usize = 4 << 20;
-/// A body must arrive within this time, so that slow senders do not hold places.
-const BODY_WAIT: Duration = Duration::from_secs(30);
+/// How long a browser may remember the answer to a preflight.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 
 /// The routes of the data plane.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let api = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
         .route("/v1/embeddings", post(embeddings_of))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true));
+    Router::new()
+        .merge(api)
         .route("/ws", get(ws::upgrade))
         .route(
             "/health",
@@ -54,23 +61,41 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/ready", get(ready))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(cors(&app.config.cors_origins))
         .layer(middleware::map_response(request_id))
         .with_state(app)
 }
 
+/// Lets pages of these origins call the API. They carry a key and no cookie, so any origin is as safe as none.
+fn cors(origins: &[String]) -> CorsLayer {
+    let origin = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        let origins = origins.iter();
+        AllowOrigin::list(origins.filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE)
+}
+
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    generated(app, request, Family::Chat).await
+    generated(app, request, Family::Chat, "chat_completions").await
 }
 
 async fn text_completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    generated(app, request, Family::Completion).await
+    generated(app, request, Family::Completion, "completions").await
 }
 
-async fn generated(app: Arc<App>, request: Request, family: Family) -> Response {
-    let route = match family {
-        Family::Chat => "chat_completions",
-        Family::Completion => "completions",
-    };
+async fn generated(
+    app: Arc<App>,
+    request: Request,
+    family: Family,
+    route: &'static str,
+) -> Response {
     let tenant = app.authenticate(bearer(request.headers()));
     let answered = match &tenant {
         Ok(tenant) => generate(&app, tenant, request, family, route).await,
@@ -87,56 +112,62 @@ async fn generate(
     route: &'static str,
 ) -> ApiResult<Response> {
     let started = Instant::now();
-    let admission = app.admit(tenant)?;
-    let body = read_json(request.into_body(), BODY_BYTES_MAX).await?;
-    let (mut common, kind) = match family {
-        Family::Chat => chat::parse(&body)?,
-        Family::Completion => completions::parse(&body)?,
+    let admission = app.admit(tenant, InUse::of(request.extensions()))?;
+    let (parts, body) = request.into_parts();
+    let body = TenantBody::read(tenant, &parts.headers, body).await?;
+    let parse = move |text: &[u8]| {
+        GenerationRequest::parse(text, "the request body", family, Defaults::default())
     };
-    if family == Family::Completion {
-        common
-            .policy
-            .max_tokens
-            .get_or_insert(completions::MAX_TOKENS);
-    }
-    drop(body);
-    let target = route::resolve(app, tenant, &common.model, &kind).await?;
+    let parsed = body.parse(app, tenant, parse, GenerationRequest::heap_bytes);
+    let (request, charge) = parsed.await?;
+    let target = route::resolve(app, tenant, &request).await?;
     let id = random_hex::<12>();
+    let request_id = format!("req_{id}");
     let renderer = Renderer {
         family,
         id: match family {
             Family::Chat => format!("chatcmpl-{id}"),
             Family::Completion => format!("cmpl-{id}"),
         },
-        model: common.model,
+        model: request.model,
         created: now_ms() / 1000,
-        logprobs: common.policy.logprobs.is_some(),
-        include_usage: common.include_usage,
+        logprobs: request.policy.logprobs.is_some(),
+        include_usage: request.include_usage,
         text: Arc::clone(target.base.client.text()),
     };
-    let call = Call {
-        id: format!("req_{id}"),
-        kind,
-        policy: common.policy,
-        choices: common.choices,
+    let start = Start {
+        id: request_id.clone(),
+        kind: request.kind,
+        policy: request.policy,
+        choices: request.choices,
         started,
         route,
+        charge,
+        admission,
     };
-    let request_id = call.id.clone();
-    let mut answer = Answer::start(app, tenant, &target, call, admission)?;
-    // The status is said before anything else, so the first event decides it.
-    let first = match answer.next().await {
-        Some(ReplyEvent::End(Err(error))) => return Err(error.into()),
-        Some(event) => event,
-        None => return Err(ApiError::internal("a call ended without its end")),
-    };
-    let mut response = if common.stream {
-        sse::response(answer, renderer, common.choices, first)
+    let generation = Generation::start(app, tenant, &target, start);
+    let mut response = if request.stream {
+        streamed(generation, renderer, request.choices).await?
     } else {
-        Json(renderer.whole(&answer.whole(Some(first), common.choices).await?)).into_response()
+        let whole = whole::collect(generation, tenant, request.choices).await?;
+        body::json_answer(&renderer.whole(&whole), whole.charge)?
     };
     set_request_id(&mut response, &request_id);
     Ok(response)
+}
+
+/// The first event decides the status, since that is said before anything else; but a client is not left without an
+/// answer for longer than a stream is ever silent.
+async fn streamed(
+    mut generation: Generation,
+    renderer: Renderer,
+    choices: u32,
+) -> ApiResult<Response> {
+    let first = match tokio::time::timeout(sse::KEEP_ALIVE, generation.next()).await {
+        Ok(first) => Some(first?),
+        Err(_) => None,
+    };
+    Ok(sse::response(generation, renderer, choices, first))
 }
 
 async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -144,9 +175,10 @@ async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Respons
     let started = Instant::now();
     let tenant = app.authenticate(bearer(request.headers()));
     let embed = async |tenant: &TenantEntry| {
-        let _admission = app.admit(tenant)?;
-        let body = read_json(request.into_body(), BODY_BYTES_MAX).await?;
-        Ok(Json(embeddings::embed(&app, tenant, body).await?).into_response())
+        let _admission = app.admit(tenant, InUse::of(request.extensions()))?;
+        let (parts, body) = request.into_parts();
+        let body = TenantBody::read(tenant, &parts.headers, body).await?;
+        embeddings::embed(&app, tenant, body).await
     };
     let answered = match &tenant {
         Ok(tenant) => embed(tenant).await,
@@ -179,10 +211,7 @@ async fn one_model(
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let engines_stopped = app.models.iter().any(|model| model.client.is_stopped());
-    let embedding = app.embedding.as_ref();
-    let embedder_stopped = embedding.is_some_and(|model| model.client.is_stopped());
-    if app.is_stopping() || engines_stopped || embedder_stopped {
+    if app.is_stopping() || !app.models().is_running() {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
             Json(serde_json::json!({"ready": false})),
@@ -192,20 +221,21 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     Json(serde_json::json!({"ready": true})).into_response()
 }
 
-async fn no_route(request: Request) -> ApiError {
+/// The 404 of either plane.
+pub(crate) async fn no_route(request: Request) -> ApiError {
     ApiError::not_found(format!(
-        "there is no {} {}",
+        "there is no route {} {}",
         request.method(),
-        request.uri().path()
+        shown(request.uri().path())
     ))
 }
 
 /// The 405 of either plane.
-pub async fn no_method(request: Request) -> ApiError {
+pub(crate) async fn no_method(request: Request) -> ApiError {
     let message = format!(
-        "{} does not take {}",
-        request.uri().path(),
-        request.method()
+        "the method {} is not allowed for {}",
+        request.method(),
+        shown(request.uri().path())
     );
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -213,45 +243,6 @@ pub async fn no_method(request: Request) -> ApiError {
         "method_not_allowed",
         message,
     )
-}
-
-/// Reads a JSON body.
-///
-/// # Errors
-/// 413, 408, or 400 when it is no JSON.
-pub async fn read_json(body: Body, bytes_max: usize) -> ApiResult<Value> {
-    let bytes = read_body(body, bytes_max).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))
-}
-
-/// Reads a body.
-///
-/// # Errors
-/// 413, 408, or 400 when it breaks off.
-pub async fn read_body(body: Body, bytes_max: usize) -> ApiResult<Vec<u8>> {
-    let read = async {
-        let mut bytes = Vec::new();
-        let mut pieces = body.into_data_stream();
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|_| ApiError::invalid("the body broke off"))?;
-            if bytes.len() + piece.len() > bytes_max {
-                return Err(ApiError::too_large(bytes_max));
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes)
-    };
-    let timely = tokio::time::timeout(BODY_WAIT, read).await;
-    timely.unwrap_or_else(|_| {
-        let message = format!("the body did not arrive within {} s", BODY_WAIT.as_secs());
-        Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "invalid_request_error",
-            "request_timeout",
-            message,
-        ))
-    })
 }
 
 fn counted(

@@ -14,6 +14,7 @@ pub mod error;
 pub mod hooks;
 pub mod ingress;
 pub mod metrics;
+pub mod models;
 pub mod registry;
 pub mod serve;
 pub mod state;

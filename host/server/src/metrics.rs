@@ -1,10 +1,12 @@
 //! Every metric there is. Names and labels are a contract with dashboards: they are changed here and nowhere else.
 
+use crate::models::{BaseModel, ModelTable};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use realm_engine::{Client, Observer, StepReport};
+use realm_engine::{Observer, StepReport};
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// From a fast step to a slow answer, in seconds.
@@ -26,10 +28,10 @@ pub struct Metrics {
     pub request_seconds: HistogramVec,
     /// Requests being answered.
     pub in_flight: IntGaugeVec,
-    /// Prompt tokens.
+    /// Prompt tokens. Those of base models are read from their engines, those of embeddings are added here.
     pub tokens_prompt: IntCounterVec,
-    /// Generated tokens, also those of streams that nobody read to the end.
-    pub tokens_completion: IntCounterVec,
+    tokens_cached: IntCounterVec,
+    tokens_completion: IntCounterVec,
     /// From the request to the first piece of its answer.
     pub first_token_seconds: HistogramVec,
     /// Between two tokens of an answer.
@@ -52,7 +54,7 @@ type Sample = fn(&realm_engine::Stats) -> u64;
 const SAMPLED: [(&str, &str, Sample); 7] = [
     (
         "realm_queue_depth",
-        "Commands that wait for the engine.",
+        "Commands waiting for the engine.",
         |stats| stats.queue_depth,
     ),
     (
@@ -62,13 +64,13 @@ const SAMPLED: [(&str, &str, Sample); 7] = [
     ),
     (
         "realm_sequences_waiting",
-        "Sequences that wait for a place or for blocks.",
+        "Sequences waiting for a place in the batch or for KV blocks.",
         |stats| stats.sequences_waiting,
     ),
-    ("realm_kv_blocks_total", "KV blocks there are.", |stats| {
+    ("realm_kv_blocks_total", "All KV blocks.", |stats| {
         stats.blocks_total
     }),
-    ("realm_kv_blocks_free", "KV blocks nobody holds.", |stats| {
+    ("realm_kv_blocks_free", "Free KV blocks.", |stats| {
         stats.blocks_free
     }),
     (
@@ -90,7 +92,7 @@ const TOTALS: [(&str, &str, Sample); 2] = [
     }),
     (
         "realm_preemptions_total",
-        "Sequences that lost their blocks with work to do.",
+        "Sequences that were preempted: they lost their KV blocks before they were done.",
         |stats| stats.preemptions_total,
     ),
 ];
@@ -120,7 +122,7 @@ impl Metrics {
             Ok::<_, prometheus::Error>(metric)
         };
         let in_flight = IntGaugeVec::new(
-            Opts::new("realm_requests_in_flight", "Requests being answered."),
+            Opts::new("realm_requests_in_flight", "Requests in progress."),
             &["tenant"],
         )?;
         registry.register(Box::new(in_flight.clone()))?;
@@ -139,59 +141,72 @@ impl Metrics {
         Ok(Metrics {
             requests: counter(
                 "realm_requests_total",
-                "Answers, by HTTP status.",
+                "Responses by tenant, route and HTTP status.",
                 &["tenant", "route", "status"],
             )?,
             request_seconds: seconds(
                 "realm_request_seconds",
-                "Time of a whole answer.",
+                "Time from the start of a request to the end of its response.",
                 &["route"],
             )?,
             in_flight,
             tokens_prompt: counter(
                 "realm_tokens_prompt_total",
-                "Prompt tokens.",
+                "Prompt tokens, counted as they are given to the engine.",
+                &["tenant", "model"],
+            )?,
+            tokens_cached: counter(
+                "realm_tokens_cached_total",
+                "Prompt tokens that came from the prefix cache.",
                 &["tenant", "model"],
             )?,
             tokens_completion: counter(
                 "realm_tokens_completion_total",
-                "Generated tokens.",
+                "Generated tokens, counted as they are sampled.",
                 &["tenant", "model"],
             )?,
             first_token_seconds: seconds(
                 "realm_time_to_first_token_seconds",
-                "Time from the request to the first piece of its answer.",
+                "Time from a request to the first piece of its answer.",
                 &["tenant"],
             )?,
             inter_token_seconds: seconds(
                 "realm_inter_token_seconds",
-                "Time between two tokens.",
+                "Time between two tokens of an answer.",
                 &["tenant"],
             )?,
             guest_errors: counter(
                 "realm_guest_errors_total",
-                "Calls that ended in an error.",
+                "Calls of components that ended in an error.",
                 &["tenant", "code"],
             )?,
             uploads: counter(
                 "realm_upload_total",
-                "Uploads, by what became of them.",
+                "Uploads of components by result.",
                 &["tenant", "result"],
             )?,
-            batch_rows: histogram("realm_batch_rows", "Tokens of one step.", ROWS)?,
-            step_seconds: histogram("realm_step_seconds", "Time of one step.", SECONDS)?,
+            batch_rows: histogram("realm_batch_rows", "Tokens computed in one step.", ROWS)?,
+            step_seconds: histogram("realm_step_seconds", "Duration of one step.", SECONDS)?,
             sampled,
             totals: Mutex::new(totals),
             registry,
         })
     }
 
-    /// The text format, with the engines' numbers as of now.
+    /// The text format, with the engines' numbers as of now. `names` are the tenants' by number.
     ///
     /// # Errors
     /// When a metric cannot be written as text: a mistake in this file.
-    pub fn scrape(&self, engines: &[Client]) -> Result<String, prometheus::Error> {
-        let stats: Vec<_> = engines.iter().map(Client::stats).collect();
+    pub fn scrape(
+        &self,
+        models: &ModelTable,
+        names: &HashMap<u32, String>,
+    ) -> Result<String, prometheus::Error> {
+        let stats: Vec<_> = models
+            .base()
+            .iter()
+            .map(|model| model.client.stats())
+            .collect();
         for (gauge, sample) in &self.sampled {
             let sum: u64 = stats.iter().map(sample).sum();
             gauge.set(i64::try_from(sum).unwrap_or(i64::MAX));
@@ -199,14 +214,41 @@ impl Metrics {
         let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         for (counter, sample) in totals.iter() {
             let sum: u64 = stats.iter().map(sample).sum();
-            // Another scrape may have read later and come first.
-            counter.inc_by(sum.saturating_sub(counter.get()));
+            raise(counter, sum);
+        }
+        for model in models.base() {
+            self.read_usage(model, names);
         }
         drop(totals);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+impl Metrics {
+    /// What tenants have used of a model, as its engine counts it: no component can make it more or less.
+    fn read_usage(&self, model: &BaseModel, names: &HashMap<u32, String>) {
+        for usage in model.client.usage_by_tenant() {
+            // A tenant that is gone has had its last numbers in the scrapes before; one of the same name starts anew.
+            let Some(name) = names.get(&usage.tenant) else {
+                continue;
+            };
+            let labels = [name.as_str(), model.name.as_str()];
+            for (counters, total) in [
+                (&self.tokens_prompt, usage.prompt),
+                (&self.tokens_cached, usage.cached),
+                (&self.tokens_completion, usage.completion),
+            ] {
+                raise(&counters.with_label_values(&labels), total);
+            }
+        }
+    }
+}
+
+/// Brings a counter to a total that is counted elsewhere. Another scrape may have read later and come first.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
 }
 
 impl Observer for Metrics {
@@ -223,7 +265,10 @@ mod tests {
 
     #[test]
     fn every_name_is_allowed_and_there_only_once() {
-        let text = Metrics::new().unwrap().scrape(&[]).unwrap();
+        let text = Metrics::new()
+            .unwrap()
+            .scrape(&ModelTable::default(), &HashMap::new())
+            .unwrap();
         assert!(text.contains("realm_kv_blocks_held 0"));
         assert!(text.contains("realm_step_seconds_count 0"));
         assert!(text.contains("# TYPE realm_steps_total counter"));
@@ -234,11 +279,12 @@ mod tests {
         let page = include_str!("../../../docs/metrics.md");
         let metrics = Metrics::new().unwrap();
         // A labelled metric is not gathered before it has a label, but it describes itself.
-        let labelled: [&dyn Collector; 9] = [
+        let labelled: [&dyn Collector; 10] = [
             &metrics.requests,
             &metrics.request_seconds,
             &metrics.in_flight,
             &metrics.tokens_prompt,
+            &metrics.tokens_cached,
             &metrics.tokens_completion,
             &metrics.first_token_seconds,
             &metrics.inter_token_seconds,

@@ -23,10 +23,10 @@ pub struct Registry {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The database.
-    #[error("the registry")]
+    #[error("cannot open the registry")]
     Catalog(#[from] CatalogError),
     /// The blobs.
-    #[error("the components' folder")]
+    #[error("cannot open the folder of components")]
     Blobs(#[from] BlobError),
 }
 
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_blob_that_is_gone_or_spoilt_is_found_out() {
+    async fn a_blob_that_is_gone_or_damaged_is_found_out_and_mended_by_storing_it_again() {
         let dir = tempfile::tempdir().unwrap();
         let (registry, _) = open(dir.path()).await;
         let tenant = registry
@@ -116,8 +116,10 @@ mod tests {
         std::fs::write(&path, b"componenT").unwrap();
         assert!(matches!(
             registry.blobs.get(&digest).await,
-            Err(BlobError::Spoilt { .. })
+            Err(BlobError::Damaged { .. })
         ));
+        assert_eq!(registry.blobs.put(b"component").await.unwrap(), digest);
+        assert_eq!(registry.blobs.get(&digest).await.unwrap(), b"component");
         drop(registry);
         std::fs::remove_file(path).unwrap();
         assert_eq!(open(dir.path()).await.1, [digest]);

@@ -7,10 +7,11 @@ use crate::config::{Config, model_name_of};
 use crate::connections::accept;
 use crate::hooks::TenantLogs;
 use crate::metrics::Metrics;
+use crate::models::{BaseModel, EmbeddingModel, ModelTable};
 use crate::registry::blobs::replace_file;
 use crate::registry::catalog::now_ms;
 use crate::registry::{CatalogError, Registry};
-use crate::state::{App, BaseModel, EmbeddingModel, Parts};
+use crate::state::{App, Parts};
 use crate::workflows::Workflows;
 use crate::{admin, ingress};
 use anyhow::{Context, Result, bail};
@@ -47,9 +48,9 @@ pub struct Options {
 pub async fn serve(config: Config, options: Options) -> Result<()> {
     let data_dir = config.data_dir.clone();
     std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("cannot make {}", data_dir.display()))?;
+        .with_context(|| format!("cannot create {}", data_dir.display()))?;
     let _lock = lock(&data_dir)?;
-    let metrics = Arc::new(Metrics::new().context("the metrics")?);
+    let metrics = Arc::new(Metrics::new().context("creating the metrics")?);
     let models = load_models(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
     let Models {
         engine,
@@ -57,7 +58,9 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
         embedder,
     } = models;
     let (embedder, embedding) = embedder.unzip();
-    let app = Arc::new(assemble(config, metrics, vec![base], embedding).await?);
+    let models = ModelTable::new(vec![base], embedding.into_iter().collect())
+        .context("model_name and embedding_model_name")?;
+    let app = Arc::new(assemble(config, metrics, models).await?);
     let api_key = match &options.bootstrap_tenant {
         Some(tenant) => Some(bootstrap(&app, tenant).await?),
         None => None,
@@ -120,7 +123,7 @@ fn lock(data_dir: &Path) -> Result<File> {
         .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     if file.try_lock().is_err() {
-        bail!("another realm serves from {}", data_dir.display());
+        bail!("another realm server is using {}", data_dir.display());
     }
     Ok(file)
 }
@@ -148,14 +151,6 @@ async fn load_models(config: &Config, observer: Arc<dyn Observer>) -> Result<Mod
         Some(path) => Some(load_embedder(config, path, cpu, options).await?),
         None => None,
     };
-    if let Some((_, embedding)) = &embedder
-        && embedding.name == base.name
-    {
-        bail!(
-            "embedding_model_name: {} is the other model's name already",
-            base.name
-        )
-    }
     Ok(Models {
         engine,
         base,
@@ -170,7 +165,7 @@ async fn load_base(
     observer: Arc<dyn Observer>,
 ) -> Result<(Engine, BaseModel)> {
     let Some(path) = config.model.clone() else {
-        bail!("no model is set: give --model PATH")
+        bail!("no model is set; use --model PATH")
     };
     let name = config
         .model_name
@@ -199,12 +194,7 @@ async fn load_base(
         isa = facts.isa,
         "model loaded"
     );
-    let base = BaseModel {
-        name,
-        client,
-        created: now_ms() / 1000,
-    };
-    Ok((engine, base))
+    Ok((engine, BaseModel::new(name, client, now_ms() / 1000)))
 }
 
 async fn load_embedder(
@@ -241,17 +231,12 @@ async fn read_model<T: Send + 'static>(
     let read = tokio::task::spawn_blocking(move || {
         let gguf = Gguf::open(&path)
             .with_context(|| format!("cannot read the model {}", path.display()))?;
-        load(gguf).with_context(|| format!("cannot run the model {}", path.display()))
+        load(gguf).with_context(|| format!("cannot load the model {}", path.display()))
     });
     read.await.context("loading a model")?
 }
 
-async fn assemble(
-    config: Config,
-    metrics: Arc<Metrics>,
-    models: Vec<BaseModel>,
-    embedding: Option<EmbeddingModel>,
-) -> Result<App> {
+async fn assemble(config: Config, metrics: Arc<Metrics>, models: ModelTable) -> Result<App> {
     let data_dir = config.data_dir.clone();
     let (registry, missing) = Registry::open(&data_dir)
         .await
@@ -259,12 +244,12 @@ async fn assemble(
     for digest in missing {
         tracing::error!(
             digest,
-            "a stored component is missing: its versions cannot be called"
+            "a stored component is missing; its versions cannot be called until it is uploaded again"
         );
     }
     let artifacts = data_dir.join("artifacts");
     std::fs::create_dir_all(&artifacts)
-        .with_context(|| format!("cannot make {}", artifacts.display()))?;
+        .with_context(|| format!("cannot create {}", artifacts.display()))?;
     let admin_token = match &config.admin_token {
         Some(token) => token.clone(),
         None => kept_text(&data_dir.join("admin-token"))?,
@@ -290,7 +275,6 @@ async fn assemble(
         metrics,
         logs,
         models,
-        embedding,
         admin_token,
     };
     App::new(parts).await.context("reading the registry")
@@ -322,7 +306,7 @@ fn kept_text(path: &Path) -> Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim().len() >= 16 => Ok(text.trim().to_owned()),
         Ok(_) => bail!(
-            "{} is damaged; remove it to have a new one made",
+            "{} is damaged; delete it to have a new one created",
             path.display()
         ),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -352,7 +336,7 @@ async fn bootstrap(app: &Arc<App>, name: &str) -> Result<String> {
     let tenant = match catalog.create_tenant(name, 1, None, None).await {
         Ok(row) => row,
         Err(CatalogError::Exists { .. }) => catalog.tenant(name).await?,
-        Err(error) => return Err(error).context("making the tenant"),
+        Err(error) => return Err(error).context("creating the tenant"),
     };
     for key in catalog.keys(tenant.id).await? {
         if key.label == BOOTSTRAP_LABEL && key.revoked_ms.is_none() {
@@ -404,16 +388,16 @@ fn stop_signals(on_stdin_close: bool) -> Result<Arc<Notify>> {
 async fn drain(app: &App, told: &Notify) {
     tracing::info!(
         open = *app.open.borrow(),
-        "stopping: finishing what is in flight"
+        "stopping; waiting for requests in progress"
     );
     app.stopping.send_replace(true);
     let mut open = app.open.subscribe();
     tokio::select! {
         _ = open.wait_for(|open| *open == 0) => {}
         () = tokio::time::sleep(Duration::from_millis(app.config.drain_ms)) => {
-            tracing::warn!(open = *app.open.borrow(), "the time to drain is over");
+            tracing::warn!(open = *app.open.borrow(), "the time allowed for requests in progress is over");
         }
-        () = told.notified() => tracing::warn!("told to stop again: not waiting"),
+        () = told.notified() => tracing::warn!("told to stop a second time; not waiting any longer"),
     }
 }
 

@@ -1,17 +1,18 @@
-//! What every request sees: the tenants as of the last change, the base models, the sandbox, the metrics.
+//! What every request sees: the tenants as of the last change, the models, the sandbox, the metrics.
 //!
-//! Requests read an immutable [`Directory`] in memory. A change is written to the registry first and then read back
+//! Requests read an immutable [`Directory`] and an immutable [`ModelTable`] in memory. A change is written to the registry first and then read back
 //! whole, so memory never knows more than the disk.
 
 use crate::auth::sha256;
 use crate::config::Config;
+use crate::connections::InUse;
 use crate::error::{ApiError, ApiResult};
 use crate::hooks::TenantLogs;
 use crate::metrics::Metrics;
+use crate::models::ModelTable;
 use crate::registry::{CatalogError, Registry, Snapshot, TenantRow, VersionRow};
 use crate::workflows::Workflows;
-use realm_engine::{Client, EmbedderClient};
-use realm_sandbox::{ModelSet, Sandbox, Tenant, TenantMemory};
+use realm_sandbox::{MemoryCharge, Sandbox, Tenant, TenantMemory};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -30,57 +31,37 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// What components say.
     pub logs: Arc<TenantLogs>,
-    /// The models there are.
-    pub models: Vec<BaseModel>,
-    /// The model that gives embeddings, if there is one.
-    pub embedding: Option<EmbeddingModel>,
     /// What opens the admin plane.
     pub admin_token: String,
     /// One change of the registry at a time, from its write to the new directory.
     pub changes: tokio::sync::Mutex<()>,
     /// Becomes true when the server was told to stop.
     pub stopping: watch::Sender<bool>,
+    /// One large body at a time is parsed, so that the engine's threads keep the processors; tenants take turns.
+    pub(crate) parsing: Semaphore,
     /// Connections and calls that a stop waits for.
     pub open: watch::Sender<usize>,
     directory: RwLock<Arc<Directory>>,
+    models: RwLock<Arc<ModelTable>>,
     /// What a tenant has across changes: its counted memory and its permits.
     accounts: Mutex<HashMap<u32, Account>>,
-}
-
-/// A model every tenant may use.
-#[derive(Clone)]
-pub struct BaseModel {
-    /// What clients call it.
-    pub name: String,
-    /// The engine that runs it.
-    pub client: Client,
-    /// Seconds since 1970 at which it was loaded.
-    pub created: i64,
-}
-
-/// A model that gives every tenant embeddings.
-#[derive(Clone)]
-pub struct EmbeddingModel {
-    /// What clients call it.
-    pub name: String,
-    /// The thread that runs it.
-    pub client: EmbedderClient,
-    /// Seconds since 1970 at which it was loaded.
-    pub created: i64,
 }
 
 /// All tenants as of one moment.
 #[derive(Default)]
 pub struct Directory {
     by_key: HashMap<[u8; 32], Arc<TenantEntry>>,
+    names: HashMap<u32, String>,
 }
 
 /// A tenant as requests see it.
 pub struct TenantEntry {
     /// Its row.
     pub row: TenantRow,
-    /// As the sandbox sees it.
-    pub tenant: Tenant,
+    /// Memory that its requests and its components take together.
+    pub memory: Arc<TenantMemory>,
+    /// Its large request bodies.
+    pub(crate) bodies: BodyTurns,
     /// Its active workflows by name.
     pub active: BTreeMap<String, VersionRow>,
     /// Requests it may have at once.
@@ -89,8 +70,31 @@ pub struct TenantEntry {
     sockets: Arc<Semaphore>,
 }
 
+/// What a tenant's large bodies wait for, so that many at once never stand in memory side by side.
+#[derive(Clone)]
+pub(crate) struct BodyTurns {
+    /// One permit a KiB that is being received.
+    pub(crate) receiving: Arc<Semaphore>,
+    /// One body at a time is parsed.
+    pub(crate) parsing: Arc<Semaphore>,
+}
+
+/// Bytes of large bodies that one tenant can have under way at once, and so the permits of [`BodyTurns::receiving`].
+pub(crate) const RECEIVING_BYTES_MAX: usize = 32 << 20;
+
+impl TenantEntry {
+    /// Takes some of the tenant's memory.
+    ///
+    /// # Errors
+    /// The client's 429.
+    pub fn charge(&self, bytes: usize) -> ApiResult<MemoryCharge> {
+        MemoryCharge::new(&self.memory, bytes).ok_or_else(ApiError::memory_in_use)
+    }
+}
+
 #[derive(Clone)]
 struct Account {
+    bodies: BodyTurns,
     memory: Arc<TenantMemory>,
     permits: Arc<Semaphore>,
     sockets: Arc<Semaphore>,
@@ -110,10 +114,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// See [`App`].
     pub logs: Arc<TenantLogs>,
-    /// See [`App`].
-    pub models: Vec<BaseModel>,
-    /// See [`App`].
-    pub embedding: Option<EmbeddingModel>,
+    /// See [`App::models`].
+    pub models: ModelTable,
     /// See [`App`].
     pub admin_token: String,
 }
@@ -132,7 +134,6 @@ impl App {
             metrics,
             logs,
             models,
-            embedding,
             admin_token,
         } = parts;
         let app = App {
@@ -142,13 +143,13 @@ impl App {
             workflows,
             metrics,
             logs,
-            models,
-            embedding,
             admin_token,
             changes: tokio::sync::Mutex::new(()),
             stopping: watch::Sender::new(false),
             open: watch::Sender::new(0),
             directory: RwLock::default(),
+            models: RwLock::new(Arc::new(models)),
+            parsing: Semaphore::new(1),
             accounts: Mutex::default(),
         };
         app.reload().await?;
@@ -182,7 +183,8 @@ impl App {
                 .entry(row.id)
                 .or_insert_with(|| self.new_account(requests_max));
             let entry = TenantEntry {
-                tenant: self.sandbox_tenant(&row, Arc::clone(&account.memory)),
+                memory: Arc::clone(&account.memory),
+                bodies: account.bodies.clone(),
                 active: active.remove(&row.id).unwrap_or_default(),
                 requests_max,
                 permits: Arc::clone(&account.permits),
@@ -191,6 +193,8 @@ impl App {
             };
             (entry.row.id, Arc::new(entry))
         };
+        let names = snapshot.tenants.iter();
+        let names = names.map(|row| (row.id, row.name.clone())).collect();
         let entries: HashMap<u32, Arc<TenantEntry>> =
             snapshot.tenants.into_iter().map(entry).collect();
         let by_key = snapshot
@@ -199,12 +203,17 @@ impl App {
             .filter_map(|(hash, id)| Some((hash, Arc::clone(entries.get(&id)?))));
         Directory {
             by_key: by_key.collect(),
+            names,
         }
     }
 
     fn new_account(&self, requests_max: usize) -> Account {
         let bytes = self.config.tenant_memory_mib.saturating_mul(1 << 20);
         Account {
+            bodies: BodyTurns {
+                receiving: Arc::new(Semaphore::new(RECEIVING_BYTES_MAX >> 10)),
+                parsing: Arc::new(Semaphore::new(1)),
+            },
             memory: Arc::new(TenantMemory::new(
                 usize::try_from(bytes).unwrap_or(usize::MAX),
             )),
@@ -213,12 +222,13 @@ impl App {
         }
     }
 
-    /// A tenant as the sandbox sees it.
+    /// A tenant as the sandbox sees it, with the models there are now.
+    pub fn tenant_of(&self, entry: &TenantEntry) -> Tenant {
+        self.sandbox_tenant(&entry.row, Arc::clone(&entry.memory))
+    }
+
+    /// The same for a tenant whose calls are counted in another memory.
     pub fn sandbox_tenant(&self, row: &TenantRow, memory: Arc<TenantMemory>) -> Tenant {
-        let models = self
-            .models
-            .iter()
-            .map(|model| (model.name.clone(), model.client.clone()));
         Tenant {
             id: row.id,
             name: row.name.as_str().into(),
@@ -226,8 +236,29 @@ impl App {
             kv_blocks_max: row.kv_blocks_max.unwrap_or(u32::MAX),
             limits: self.config.limits.to_sandbox(),
             memory,
-            models: ModelSet::new(models.collect()),
+            models: self.models().for_components(),
         }
+    }
+
+    /// The models as of now. A request keeps the table it was resolved in.
+    pub fn models(&self) -> Arc<ModelTable> {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&models)
+    }
+
+    /// Replaces the models that later requests see; those under way go on with theirs.
+    pub fn set_models(&self, models: ModelTable) {
+        *self.models.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(models);
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// A mistake in the metrics' own names.
+    pub fn scrape(&self) -> Result<String, prometheus::Error> {
+        let directory = self.directory.read();
+        let directory = Arc::clone(&directory.unwrap_or_else(PoisonError::into_inner));
+        self.metrics.scrape(&self.models(), &directory.names)
     }
 
     /// Changes the registry and what requests see. It runs to its end even when the caller hangs up, so that memory
@@ -272,7 +303,7 @@ impl App {
     ///
     /// # Errors
     /// The client's 429, or 503 when the server is stopping.
-    pub fn admit(self: &Arc<App>, tenant: &TenantEntry) -> ApiResult<Admission> {
+    pub fn admit(&self, tenant: &TenantEntry, connection: InUse) -> ApiResult<Admission> {
         if self.is_stopping() {
             return Err(ApiError::stopping());
         }
@@ -286,6 +317,7 @@ impl App {
         Ok(Admission {
             _permit: permit,
             in_flight,
+            _connection: connection,
         })
     }
 
@@ -313,14 +345,6 @@ impl App {
             .wait_for(|stopping| *stopping)
             .await;
     }
-
-    /// The engines behind the base models.
-    pub fn engines(&self) -> Vec<Client> {
-        self.models
-            .iter()
-            .map(|model| model.client.clone())
-            .collect()
-    }
 }
 
 /// A connection or call that a stop waits for, until it is dropped.
@@ -344,6 +368,7 @@ impl Drop for Open {
 pub struct Admission {
     _permit: OwnedSemaphorePermit,
     in_flight: prometheus::IntGauge,
+    _connection: InUse,
 }
 
 impl Drop for Admission {

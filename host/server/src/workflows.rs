@@ -7,19 +7,19 @@ use crate::auth::{hex, sha256};
 use crate::error::{ApiError, ApiResult, chain};
 use crate::registry::Blobs;
 use crate::registry::blobs::replace_file;
+use moka::future::Cache;
 use realm_sandbox::{Artifact, Rejected, Sandbox, Workflow};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{OnceCell, Semaphore};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// The component that serves base models for tenants who have none of their own.
 const PASSTHROUGH: &[u8] = include_bytes!("../../../tenants/prebuilt/passthrough.wasm");
 /// Its name in logs.
 const PASSTHROUGH_NAME: &str = "passthrough";
 /// Loaded components; the one unused for longest makes room.
-const LOADED_MAX: usize = 256;
+const LOADED_MAX: u64 = 256;
 /// Components compiled at once: each may take the memory of a whole compiler.
 const COMPILING_MAX: usize = 2;
 
@@ -27,18 +27,11 @@ const COMPILING_MAX: usize = 2;
 pub struct Workflows {
     artifacts: PathBuf,
     compiling: Semaphore,
-    loaded: Mutex<HashMap<Key, Arc<Slot>>>,
-    clock: AtomicU64,
+    loaded: Cache<Key, Workflow>,
 }
 
 /// Digest and name: the name stands in the component's logs, so the same bytes under two names are two.
 type Key = (String, String);
-
-#[derive(Default)]
-struct Slot {
-    cell: OnceCell<Workflow>,
-    used: AtomicU64,
-}
 
 impl Workflows {
     /// Keeps artifacts in this folder, which must exist.
@@ -46,8 +39,7 @@ impl Workflows {
         Workflows {
             artifacts: artifacts.to_owned(),
             compiling: Semaphore::new(COMPILING_MAX),
-            loaded: Mutex::default(),
-            clock: AtomicU64::new(0),
+            loaded: Cache::new(LOADED_MAX),
         }
     }
 
@@ -68,7 +60,7 @@ impl Workflows {
             if !keep.contains(&path)
                 && let Err(error) = std::fs::remove_file(&path)
             {
-                tracing::warn!(path = %path.display(), %error, "cannot remove an old artifact");
+                tracing::warn!(path = %path.display(), %error, "cannot remove an outdated artifact");
             }
         }
     }
@@ -79,11 +71,8 @@ impl Workflows {
     /// When the host cannot compile.
     pub async fn passthrough(&self, sandbox: &Sandbox) -> ApiResult<Workflow> {
         let digest = hex(&sha256(PASSTHROUGH));
-        let slot = self.slot(&digest, PASSTHROUGH_NAME);
-        let load = self.load(sandbox, PASSTHROUGH_NAME, &digest, async || {
-            Ok(PASSTHROUGH.to_vec())
-        });
-        slot.cell.get_or_try_init(|| load).await.cloned()
+        let wasm = async || Ok(PASSTHROUGH.to_vec());
+        self.loaded(sandbox, PASSTHROUGH_NAME, &digest, wasm).await
     }
 
     /// A stored component under a name.
@@ -97,11 +86,8 @@ impl Workflows {
         name: &str,
         digest: &str,
     ) -> ApiResult<Workflow> {
-        let slot = self.slot(digest, name);
-        let load = self.load(sandbox, name, digest, async || {
-            Ok(blobs.get(digest).await?)
-        });
-        slot.cell.get_or_try_init(|| load).await.cloned()
+        let wasm = async || Ok(blobs.get(digest).await?);
+        self.loaded(sandbox, name, digest, wasm).await
     }
 
     /// Compiles an upload and makes it ready to run. Nothing is on the disk until [`Workflows::keep`]: an upload that is
@@ -127,28 +113,23 @@ impl Workflows {
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!(
                 digest,
-                "an artifact could not be kept; it will be compiled again"
+                "an artifact could not be stored; the component will be compiled again after a restart"
             );
         }
     }
 
-    fn slot(&self, digest: &str, name: &str) -> Arc<Slot> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A component in memory, made ready by the first who asks for it.
+    async fn loaded(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        digest: &str,
+        wasm: impl AsyncFnOnce() -> ApiResult<Vec<u8>>,
+    ) -> ApiResult<Workflow> {
         let key = (digest.to_owned(), name.to_owned());
-        if !loaded.contains_key(&key) && loaded.len() >= LOADED_MAX {
-            let oldest = loaded
-                .iter()
-                .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed));
-            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
-                loaded.remove(&oldest);
-            }
-        }
-        let slot = loaded.entry(key).or_default();
-        slot.used.store(
-            self.clock.fetch_add(1, Ordering::Relaxed),
-            Ordering::Relaxed,
-        );
-        Arc::clone(slot)
+        let load = self.load(sandbox, name, digest, wasm);
+        let loaded = self.loaded.try_get_with(key, load).await;
+        loaded.map_err(|error: Arc<ApiError>| (*error).clone())
     }
 
     /// From the artifact on the disk if there is a good one, else from the bytes.
@@ -164,7 +145,7 @@ impl Workflows {
                 Ok(workflow) => return Ok(workflow),
                 Err(_) => tracing::warn!(
                     workflow = name,
-                    "an artifact cannot be used and is made again"
+                    "a stored artifact cannot be used; compiling the component again"
                 ),
             }
         }

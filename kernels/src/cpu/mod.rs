@@ -18,6 +18,7 @@ mod rope;
 mod shared;
 mod simd;
 mod threads;
+mod turns;
 mod watch;
 
 pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
@@ -30,6 +31,7 @@ pub use watch::{Op, Unit, Watcher, Weights};
 
 use std::sync::Arc;
 use threads::Pool;
+use turns::Turns;
 
 /// Elements worth a task of their own, a microsecond or so of work; below that a fork costs more than it saves.
 const TASK_ELEMENTS: usize = 64 * 1024;
@@ -39,8 +41,19 @@ const TASK_ELEMENTS: usize = 64 * 1024;
 pub struct Cpu {
     isa: Isa,
     pool: Arc<Pool>,
+    turns: Arc<Turns>,
     rounding: Rounding,
     watcher: Option<Arc<dyn Watcher>>,
+}
+
+/// A turn at the threads; see [`Cpu::turn`].
+#[derive(Debug)]
+pub struct Turn(Arc<Turns>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// What becomes of activations before they meet quantised weights.
@@ -69,6 +82,7 @@ impl Cpu {
         Cpu {
             isa,
             pool: Arc::new(Pool::new(threads.max(1))),
+            turns: Arc::default(),
             rounding: Rounding::Int8,
             watcher: None,
         }
@@ -85,6 +99,13 @@ impl Cpu {
     /// With the first task's panic.
     pub fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.pool.run(tasks, task);
+    }
+
+    /// Waits for a turn at the threads, which lasts until it is dropped. Models that share threads take one for each step;
+    /// operations outside of a turn work, but may find the threads taken and run on the caller's alone.
+    pub fn turn(&self) -> Turn {
+        self.turns.begin();
+        Turn(Arc::clone(&self.turns))
     }
 
     /// Threads that work on an operation.

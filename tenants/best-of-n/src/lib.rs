@@ -5,8 +5,8 @@
 
 use realm_guest::json::json;
 use realm_guest::{
-    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Run,
-    StopReason, Token, Workflow,
+    Description, Error, Event, Finish, Kind, Message, Model, Policy, Reply, Request, Run, Sequence,
+    StopReason, Workflow,
 };
 
 const DEFAULT_N: u32 = 4;
@@ -41,11 +41,12 @@ impl Workflow for BestOfN {
         if request.kind() == Kind::Function {
             return function(&model, &request, &reply);
         }
-        let prompt = request.prompt()?;
-        let best = best_of(candidates(&model, &prompt, DEFAULT_N, &request.policy())?)?;
+        let sequence = model.sequence()?;
+        request.append_to(&sequence)?;
         if request.echo() {
-            reply.text(0, &model.decode(&prompt)?)?;
+            reply.text(0, &model.decode(&request.prompt()?)?)?;
         }
+        let best = best_of(candidates(sequence, DEFAULT_N, &request.policy())?)?;
         // The events go out as they came, so that the client's log-probabilities and the reason to stop are real.
         for event in &best.events {
             reply.emit(0, event)?;
@@ -81,7 +82,9 @@ fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error
     }
 
     let prompt = model.render(&[Message::user(prompt)], &[], true)?;
-    let candidates = candidates(model, &prompt, n as u32, &policy)?;
+    let sequence = model.sequence()?;
+    sequence.append(&prompt)?;
+    let candidates = candidates(sequence, n as u32, &policy)?;
     let scores: Vec<f32> = candidates.iter().map(Candidate::mean_logprob).collect();
     let best = best_of(candidates)?;
     let text: String = best.events.iter().map(|e| e.text.as_str()).collect();
@@ -108,14 +111,7 @@ impl Candidate {
 }
 
 /// Decodes `n` answers to one prompt in one batch.
-fn candidates(
-    model: &Model,
-    prompt: &[Token],
-    n: u32,
-    policy: &Policy,
-) -> Result<Vec<Candidate>, Error> {
-    let sequence = model.sequence()?;
-    sequence.append(prompt)?;
+fn candidates(sequence: Sequence, n: u32, policy: &Policy) -> Result<Vec<Candidate>, Error> {
     let sequences = sequence.split(n)?;
     let run = Run::start_all(&sequences, &policy.clone().logprobs(0))?;
     let mut candidates: Vec<Candidate> = sequences.iter().map(|_| Candidate::default()).collect();

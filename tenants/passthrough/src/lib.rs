@@ -19,15 +19,14 @@ impl Workflow for Passthrough {
             ));
         }
         let model = Model::open(&request.model())?;
-        let prompt = request.prompt()?;
         let choices = request.choices();
 
         let sequence = model.sequence()?;
-        sequence.append(&prompt)?;
+        request.append_to(&sequence)?;
         let sequences = sequence.split(choices)?;
 
         if request.echo() {
-            let text = model.decode(&prompt)?;
+            let text = model.decode(&request.prompt()?)?;
             for choice in 0..choices {
                 reply.text(choice, &text)?;
             }

@@ -16,7 +16,7 @@ impl Workflow for Guest {
     fn handle(request: Request, _reply: Reply) -> Result<(), Error> {
         let model = Model::open(&request.model())?;
         let sequence = model.sequence()?;
-        sequence.append(&request.prompt()?)?;
+        request.append_to(&sequence)?;
         let run = Run::start(&[(&sequence, &request.policy())])?;
         let idle = model.sequence()?;
         loop {

@@ -120,6 +120,7 @@ impl Executor for CpuExecutor {
         if batch.rows.is_empty() {
             return Ok(());
         }
+        let _turn = self.cpu.turn();
         self.layout.fill(batch);
         self.scratch.resize(self.decoder.shape(), batch.rows.len());
         let step = Step {

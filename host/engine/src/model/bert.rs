@@ -116,6 +116,7 @@ impl Encoder {
     /// When a text is empty or longer than the context, has an id outside the vocabulary, or when there are more than
     /// [`PASS_TOKENS_MAX`] tokens in several texts.
     pub(crate) fn embed(&mut self, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
+        let _turn = self.cpu.turn();
         let tables = self.pass.lay_out(texts, &self.shape);
         let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
         self.embed_tokens();

@@ -156,10 +156,13 @@ fn place_victim(
     Some((victim, Reason::Turn))
 }
 
-/// Who gives up a place so that a sequence of `tenant` gets blocks.
+/// Who gives up a place so that a sequence of `tenant` gets blocks. Not one who has been served less: it waited for them.
 fn block_victim(draft: &Draft<'_>, shares: &Shares, tenant: u32, totals: Totals) -> Option<u64> {
     let others = draft.running_by().keys().filter(|&&other| other != tenant);
     let over = others.filter_map(|&other| {
+        if shares.served(other) < shares.served(tenant) {
+            return None;
+        }
         let share = shares.of(other, totals.blocks);
         let excess = draft.committed_by(other).checked_sub(share + 1)?;
         Some((excess, Reverse(other)))

@@ -7,8 +7,10 @@ use crate::bindings::realm::llm::generation::{Event, Finish};
 use crate::bindings::realm::llm::types::{Message, Role, StopReason, Tool, ToolCall, Usage};
 use crate::cpu::off_thread;
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, usage};
-use crate::imports::model::chat_tokens;
+use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason};
+use crate::invocation::Queued;
+use crate::memory::CallMemory;
 use crate::request::{Prompt, Request, RequestKind};
 use crate::state::State;
 use crate::{GuestError, ReplyEvent};
@@ -30,7 +32,8 @@ pub struct ReplyHandle;
 /// One call's request and what has been answered so far.
 pub(crate) struct Exchange {
     request: Request,
-    events: mpsc::Sender<ReplyEvent>,
+    events: mpsc::Sender<Queued>,
+    memory: Arc<CallMemory>,
     choices: Vec<Choice>,
     json_sent: bool,
 }
@@ -44,11 +47,16 @@ enum Choice {
 }
 
 impl Exchange {
-    pub(crate) fn new(request: Request, events: mpsc::Sender<ReplyEvent>) -> Exchange {
+    pub(crate) fn new(
+        request: Request,
+        events: mpsc::Sender<Queued>,
+        memory: Arc<CallMemory>,
+    ) -> Exchange {
         let choices = vec![Choice::Untouched; request.choices as usize];
         Exchange {
             request,
             events,
+            memory,
             choices,
             json_sent: false,
         }
@@ -59,7 +67,7 @@ impl Exchange {
     }
 
     fn is_function(&self) -> bool {
-        matches!(self.request.kind, RequestKind::Function { .. })
+        matches!(*self.request.kind, RequestKind::Function { .. })
     }
 
     /// Whether the client got anything at all.
@@ -128,11 +136,34 @@ impl Exchange {
 
     /// Waits while the client is behind.
     async fn send(&self, event: ReplyEvent) -> Result<(), Failure> {
+        let held = self.memory.hold(event_bytes(&event))?;
+        let queued = Queued { event, _held: held };
         self.events
-            .send(event)
+            .send(queued)
             .await
             .map_err(|_| GuestError::Cancelled.into())
     }
+}
+
+/// What an event takes of the host's memory.
+fn event_bytes(event: &ReplyEvent) -> usize {
+    size_of::<Queued>()
+        + match event {
+            ReplyEvent::Delta {
+                text,
+                tokens,
+                logprobs,
+                ..
+            } => {
+                let top = logprobs.iter().map(|one| size_of_val(one.top.as_slice()));
+                text.len()
+                    + size_of_val(tokens.as_slice())
+                    + size_of_val(logprobs.as_slice())
+                    + top.sum::<usize>()
+            }
+            ReplyEvent::Json(value) => value.len(),
+            ReplyEvent::ChoiceFinished { .. } | ReplyEvent::End(_) => 0,
+        }
 }
 
 impl Host for State {}
@@ -149,6 +180,31 @@ impl State {
         Ok(&self.exchange()?.request)
     }
 
+    /// The request's prompt in tokens. A long one takes a while, so it is made where it may.
+    async fn prompt_tokens(&mut self) -> Result<Vec<u32>, Failure> {
+        let request = self.request()?;
+        let (kind, model) = (Arc::clone(&request.kind), request.model.clone());
+        let client = self.client(&model)?;
+        let tokens = off_thread(&self.cpu, move || match &*kind {
+            RequestKind::Chat { messages, tools } => client
+                .text()
+                .chat_tokens(messages, tools, true)
+                .map_err(|error| Failure::invalid(error.to_string())),
+            RequestKind::Completion {
+                prompt: Prompt::Text(text),
+                ..
+            } => Ok(client.text().encode(text, Specials::Parse, true)),
+            RequestKind::Completion {
+                prompt: Prompt::Tokens(tokens),
+                ..
+            } => Ok(tokens.clone()),
+            RequestKind::Function { .. } => Err(Failure::invalid(
+                "a function call has parameters, not a prompt",
+            )),
+        });
+        tokens.await?
+    }
+
     fn check_reply_bytes(&self, bytes: usize) -> Result<(), Failure> {
         let most = self.tenant.limits.json_bytes_max;
         if bytes > most {
@@ -162,7 +218,7 @@ impl State {
 
 impl HostRequest for State {
     async fn kind(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Kind> {
-        Ok(match self.request()?.kind {
+        Ok(match *self.request()?.kind {
             RequestKind::Chat { .. } => Kind::Chat,
             RequestKind::Completion { .. } => Kind::Completion,
             RequestKind::Function { .. } => Kind::Function,
@@ -178,47 +234,35 @@ impl HostRequest for State {
     }
 
     async fn messages(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Message>> {
-        Ok(match &self.request()?.kind {
+        Ok(match &*self.request()?.kind {
             RequestKind::Chat { messages, .. } => messages.iter().map(message).collect(),
             _ => Vec::new(),
         })
     }
 
     async fn tools(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Tool>> {
-        Ok(match &self.request()?.kind {
+        Ok(match &*self.request()?.kind {
             RequestKind::Chat { tools, .. } => tools.iter().map(tool).collect(),
             _ => Vec::new(),
         })
     }
 
     async fn prompt(&mut self, _: Resource<RequestHandle>) -> Result<Vec<u32>, Failure> {
-        let request = self.request()?;
-        let (kind, model) = (request.kind.clone(), request.model.clone());
-        let client = self.client(&model)?;
-        match kind {
-            RequestKind::Chat { messages, tools } => {
-                chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, true).await
-            }
-            RequestKind::Completion {
-                prompt: Prompt::Text(text),
-                ..
-            } => Ok(off_thread(&self.cpu, move || {
-                client.text().encode(&text, Specials::Parse, true)
-            })
-            .await?),
-            RequestKind::Completion {
-                prompt: Prompt::Tokens(tokens),
-                ..
-            } => Ok(tokens),
-            RequestKind::Function { .. } => Err(Failure::invalid(
-                "a function call has parameters and no prompt",
-            )),
-        }
+        self.prompt_tokens().await
+    }
+
+    async fn append_to(
+        &mut self,
+        _: Resource<RequestHandle>,
+        sequence: Resource<SequenceHandle>,
+    ) -> Result<u32, Failure> {
+        let tokens = self.prompt_tokens().await?;
+        self.append_tokens(&sequence, tokens)
     }
 
     async fn echo(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<bool> {
         Ok(matches!(
-            self.request()?.kind,
+            *self.request()?.kind,
             RequestKind::Completion { echo: true, .. }
         ))
     }
@@ -228,7 +272,7 @@ impl HostRequest for State {
         _: Resource<RequestHandle>,
     ) -> wasmtime::Result<Resource<PolicyHandle>> {
         let policy = self.request()?.policy.clone();
-        Ok(self.table.push(PolicyHandle { policy })?)
+        self.push_policy(policy)
     }
 
     async fn choices(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<u32> {
@@ -236,14 +280,14 @@ impl HostRequest for State {
     }
 
     async fn function_name(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<String> {
-        Ok(match &self.request()?.kind {
+        Ok(match &*self.request()?.kind {
             RequestKind::Function { name, .. } => name.clone(),
             _ => String::new(),
         })
     }
 
     async fn parameters_json(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<String> {
-        Ok(match &self.request()?.kind {
+        Ok(match &*self.request()?.kind {
             RequestKind::Function {
                 parameters_json, ..
             } => parameters_json.clone(),
@@ -298,11 +342,11 @@ impl HostReply for State {
         self.check_reply_bytes(value.len())?;
         if !self.exchange()?.is_function() {
             return Err(Failure::invalid(
-                "json answers functions; this call is none",
+                "`json` can only be used to answer a function call",
             ));
         }
         serde_json::from_str::<serde::de::IgnoredAny>(&value)
-            .map_err(|error| Failure::invalid(format!("the value is no JSON: {error}")))?;
+            .map_err(|error| Failure::invalid(format!("the value is not valid JSON: {error}")))?;
         let exchange = self.exchange()?;
         exchange.json_sent = true;
         exchange.send(ReplyEvent::Json(value)).await

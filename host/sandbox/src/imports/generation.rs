@@ -4,9 +4,9 @@ use crate::bindings::realm::llm::generation::{Event, Finish, Host, HostPolicy, H
 use crate::bindings::realm::llm::types::{Alternative, TokenLogprob, Usage};
 use crate::imports::Failure;
 use crate::imports::sequence::SequenceHandle;
-use crate::state::{State, UsageMeter};
+use crate::memory::{HANDLE_BYTES, Held};
+use crate::state::State;
 use realm_engine as engine;
-use std::sync::Arc;
 use std::time::Duration;
 use wasmtime::component::Resource;
 
@@ -14,23 +14,23 @@ use wasmtime::component::Resource;
 #[allow(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct PolicyHandle {
     pub(crate) policy: engine::Policy,
+    held: Held,
 }
 
-/// A run that a component reads. What it used is added to the call when it is dropped, however that comes about.
+/// A run that a component reads.
 #[allow(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct RunHandle {
     pub(crate) run: engine::Run,
-    usage: Arc<UsageMeter>,
-}
-
-impl Drop for RunHandle {
-    fn drop(&mut self) {
-        self.usage.run(self.run.usage());
-    }
+    /// The handle, its jobs, and all they may say before they wait to be read.
+    _held: Held,
 }
 
 /// Entries of one policy's lists. The engine has its own limits; this one bounds the handle before it gets there.
 const POLICY_ENTRIES_MAX: usize = 4096;
+/// A token that was not read yet, with its text.
+const UNREAD_TOKEN_BYTES: usize = 32;
+/// What matches a byte of a stop string.
+const STOP_STATE_BYTES: usize = 64;
 
 impl Host for State {}
 
@@ -38,13 +38,56 @@ impl State {
     fn policy(&mut self, policy: &Resource<PolicyHandle>) -> wasmtime::Result<&mut engine::Policy> {
         Ok(&mut self.table.get_mut(policy)?.policy)
     }
+
+    /// Keeps a policy for the component.
+    pub(crate) fn push_policy(
+        &mut self,
+        policy: engine::Policy,
+    ) -> wasmtime::Result<Resource<PolicyHandle>> {
+        let held = self.memory.hold(policy_bytes(&policy))?;
+        Ok(self.table.push(PolicyHandle { policy, held })?)
+    }
+
+    /// Changes what a policy holds, which is charged before it is kept.
+    fn set(
+        &mut self,
+        policy: &Resource<PolicyHandle>,
+        change: impl FnOnce(&mut engine::Policy),
+    ) -> wasmtime::Result<()> {
+        let PolicyHandle { policy, held } = self.table.get_mut(policy)?;
+        change(policy);
+        Ok(held.resize(policy_bytes(policy))?)
+    }
+}
+
+/// What a policy takes of the host's memory.
+fn policy_bytes(policy: &engine::Policy) -> usize {
+    let stops: usize = policy.stop.iter().map(String::capacity).sum();
+    HANDLE_BYTES
+        + size_of::<engine::Policy>()
+        + policy.stop.capacity() * size_of::<String>()
+        + stops
+        + policy.logit_bias.capacity() * size_of::<(u32, f32)>()
+}
+
+/// What a job may take of the host's memory beside its sequence: its policy once more with what follows it, and what it may
+/// say before it waits to be read.
+fn job_bytes(policy: &engine::Policy) -> usize {
+    let token = match policy.logprobs {
+        None => UNREAD_TOKEN_BYTES,
+        Some(top) => {
+            let alternatives = top as usize * size_of::<(u32, f32)>();
+            UNREAD_TOKEN_BYTES + size_of::<engine::TokenLogprob>() + alternatives
+        }
+    };
+    // A stop string is matched by an automaton of several states a byte.
+    let stops: usize = policy.stop.iter().map(String::len).sum();
+    policy_bytes(policy) + stops * STOP_STATE_BYTES + engine::UNREAD_TOKENS_MAX * token
 }
 
 impl HostPolicy for State {
     async fn new(&mut self) -> wasmtime::Result<Resource<PolicyHandle>> {
-        Ok(self.table.push(PolicyHandle {
-            policy: engine::Policy::default(),
-        })?)
+        self.push_policy(engine::Policy::default())
     }
 
     async fn copy(
@@ -52,7 +95,7 @@ impl HostPolicy for State {
         policy: Resource<PolicyHandle>,
     ) -> wasmtime::Result<Resource<PolicyHandle>> {
         let policy = self.policy(&policy)?.clone();
-        Ok(self.table.push(PolicyHandle { policy })?)
+        self.push_policy(policy)
     }
 
     async fn max_tokens(&mut self, policy: Resource<PolicyHandle>, n: u32) -> wasmtime::Result<()> {
@@ -109,8 +152,7 @@ impl HostPolicy for State {
         mut biases: Vec<(u32, f32)>,
     ) -> wasmtime::Result<()> {
         biases.truncate(POLICY_ENTRIES_MAX + 1);
-        self.policy(&policy)?.logit_bias = biases;
-        Ok(())
+        self.set(&policy, |policy| policy.logit_bias = biases)
     }
 
     async fn stop(
@@ -118,9 +160,15 @@ impl HostPolicy for State {
         policy: Resource<PolicyHandle>,
         mut strings: Vec<String>,
     ) -> wasmtime::Result<()> {
-        strings.truncate(POLICY_ENTRIES_MAX + 1);
-        self.policy(&policy)?.stop = strings;
-        Ok(())
+        // One too many, or one too long by a byte, is enough for the run to say so.
+        strings.truncate(engine::STOPS_MAX + 1);
+        strings.shrink_to_fit();
+        for string in &mut strings {
+            let end = string.floor_char_boundary(engine::STOP_BYTES_MAX + 4);
+            string.truncate(end);
+            string.shrink_to_fit();
+        }
+        self.set(&policy, |policy| policy.stop = strings)
     }
 
     async fn logprobs(&mut self, policy: Resource<PolicyHandle>, top: u32) -> wasmtime::Result<()> {
@@ -148,6 +196,7 @@ impl HostRun for State {
             )));
         }
         let client = self.table.get(&pairs[0].0)?.client.clone();
+        let held = self.hold_jobs(&pairs)?;
         let mut jobs = Vec::with_capacity(pairs.len());
         for (index, (sequence, policy)) in pairs.iter().enumerate() {
             let handle = self.table.get(sequence)?;
@@ -175,10 +224,7 @@ impl HostRun for State {
         let run = client
             .start(jobs)
             .map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(RunHandle {
-            run,
-            usage: Arc::clone(&self.usage),
-        })?)
+        Ok(self.table.push(RunHandle { run, _held: held })?)
     }
 
     async fn next(
@@ -213,6 +259,22 @@ impl HostRun for State {
 }
 
 impl State {
+    /// Charges a run for what it may say, and its sequences for what they may grow by.
+    fn hold_jobs(
+        &mut self,
+        pairs: &[(Resource<SequenceHandle>, Resource<PolicyHandle>)],
+    ) -> wasmtime::Result<Held> {
+        let mut bytes = HANDLE_BYTES;
+        for (sequence, policy) in pairs {
+            let policy = &self.table.get(policy)?.policy;
+            bytes += job_bytes(policy);
+            let max_tokens = policy.max_tokens.unwrap_or(u32::MAX);
+            let handle = self.table.get_mut(sequence)?;
+            handle.hold_tokens(max_tokens as usize)?;
+        }
+        Ok(self.memory.hold(bytes)?)
+    }
+
     fn event(&self, event: engine::Event) -> Event {
         Event {
             job: event.job,

@@ -4,6 +4,7 @@ use crate::bindings::realm::llm::model::{Facts, Host, HostModel};
 use crate::bindings::realm::llm::types::{Message, Role, Tool};
 use crate::cpu::{CpuMeter, off_thread};
 use crate::imports::Failure;
+use crate::memory::{HANDLE_BYTES, Held};
 use crate::state::State;
 use realm_engine::Client;
 use realm_engine::text::{ChatMessage, Specials, ToolCall};
@@ -15,6 +16,7 @@ use wasmtime::component::Resource;
 #[allow(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct ModelHandle {
     pub(crate) client: Client,
+    _held: Held,
 }
 
 impl Host for State {}
@@ -22,7 +24,11 @@ impl Host for State {}
 impl HostModel for State {
     async fn open(&mut self, name: String) -> Result<Resource<ModelHandle>, Failure> {
         let client = self.client(&name)?;
-        Ok(self.table.push(ModelHandle { client })?)
+        let held = self.memory.hold(HANDLE_BYTES)?;
+        Ok(self.table.push(ModelHandle {
+            client,
+            _held: held,
+        })?)
     }
 
     async fn facts(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<Facts> {
@@ -72,7 +78,11 @@ impl HostModel for State {
         open_turn: bool,
     ) -> Result<Vec<u32>, Failure> {
         let client = self.table.get(&model)?.client.clone();
-        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let bytes: usize = messages
+            .iter()
+            .map(message_bytes)
+            .chain(tools.iter().map(tool_bytes))
+            .sum();
         check_bytes(bytes, self.tenant.limits.json_bytes_max)?;
         let messages = messages.into_iter().map(chat_message).collect();
         let tools = tools
@@ -109,6 +119,21 @@ fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// Bytes of all that a message says.
+fn message_bytes(message: &Message) -> usize {
+    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let calls = message.tool_calls.iter();
+    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments_json.len());
+    message.content.len()
+        + optional(&message.name)
+        + optional(&message.tool_call_id)
+        + calls.sum::<usize>()
+}
+
+fn tool_bytes(tool: &Tool) -> usize {
+    tool.name.len() + tool.description.len() + tool.parameters_json.len()
 }
 
 fn chat_message(message: Message) -> ChatMessage {

@@ -3,6 +3,7 @@
 use crate::bindings::realm::llm::sequence::{Host, HostSequence};
 use crate::imports::Failure;
 use crate::imports::model::ModelHandle;
+use crate::memory::{HANDLE_BYTES, Held, NoMemory};
 use crate::state::State;
 use realm_engine::{Client, Sequence};
 use wasmtime::component::Resource;
@@ -12,20 +13,55 @@ use wasmtime::component::Resource;
 pub struct SequenceHandle {
     pub(crate) client: Client,
     pub(crate) sequence: Sequence,
+    /// The handle, and the tokens that it added to what it was forked from.
+    pub(crate) held: Held,
+}
+
+impl SequenceHandle {
+    /// Pays for `count` tokens more, or for as many as a sequence can have.
+    pub(crate) fn hold_tokens(&mut self, count: usize) -> Result<(), NoMemory> {
+        let bytes = |tokens: usize| tokens.saturating_mul(size_of::<u32>());
+        let most = HANDLE_BYTES + bytes(self.client.facts().context_length as usize);
+        let wanted = self.held.bytes().saturating_add(bytes(count));
+        self.held.resize(wanted.min(most))
+    }
 }
 
 impl Host for State {}
+
+impl State {
+    /// Adds tokens to a sequence, which pays for them from now on.
+    pub(crate) fn append_tokens(
+        &mut self,
+        sequence: &Resource<SequenceHandle>,
+        tokens: Vec<u32>,
+    ) -> Result<u32, Failure> {
+        let handle = self.table.get_mut(sequence)?;
+        let before = handle.held.bytes();
+        handle.hold_tokens(tokens.len())?;
+        let appended = handle.sequence.append(tokens);
+        if appended.is_err() {
+            handle.held.resize(before)?;
+        }
+        Ok(appended.map_err(|error| self.engine_error(error))?)
+    }
+}
 
 impl HostSequence for State {
     async fn create(
         &mut self,
         model: Resource<ModelHandle>,
     ) -> Result<Resource<SequenceHandle>, Failure> {
+        let held = self.memory.hold(HANDLE_BYTES)?;
         let client = self.table.get(&model)?.client.clone();
         let sequence = client
             .sequence(self.tenant.owner(), &self.account)
             .map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(SequenceHandle { client, sequence })?)
+        Ok(self.table.push(SequenceHandle {
+            client,
+            sequence,
+            held,
+        })?)
     }
 
     async fn append(
@@ -33,21 +69,14 @@ impl HostSequence for State {
         sequence: Resource<SequenceHandle>,
         tokens: Vec<u32>,
     ) -> Result<u32, Failure> {
-        let count = tokens.len();
-        let length = self
-            .table
-            .get(&sequence)?
-            .sequence
-            .append(tokens)
-            .map_err(|error| self.engine_error(error))?;
-        self.usage.prompt(count);
-        Ok(length)
+        self.append_tokens(&sequence, tokens)
     }
 
     async fn fork(
         &mut self,
         sequence: Resource<SequenceHandle>,
     ) -> Result<Resource<SequenceHandle>, Failure> {
+        let held = self.memory.hold(HANDLE_BYTES)?;
         let parent = self.table.get(&sequence)?;
         let client = parent.client.clone();
         let sequence = parent
@@ -55,7 +84,11 @@ impl HostSequence for State {
             .fork()
             .await
             .map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(SequenceHandle { client, sequence })?)
+        Ok(self.table.push(SequenceHandle {
+            client,
+            sequence,
+            held,
+        })?)
     }
 
     async fn rewind(

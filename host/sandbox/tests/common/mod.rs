@@ -135,7 +135,7 @@ pub fn prebuilt(name: &str) -> Vec<u8> {
 pub fn request(kind: RequestKind, policy: Policy) -> Request {
     Request {
         id: "req-1".into(),
-        kind,
+        kind: kind.into(),
         model: "scripted".into(),
         policy,
         choices: 1,

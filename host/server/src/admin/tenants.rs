@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// A tenant to be.
+/// What a tenant is created with.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewTenant {
@@ -38,10 +38,13 @@ pub(super) async fn create(
     if !(1..=1000).contains(&new.weight) {
         return Err(ApiError::field("weight", "must be from 1 to 1000"));
     }
-    if new.kv_blocks_max == Some(0) || new.requests_max == Some(0) {
-        return Err(ApiError::invalid(
-            "kv_blocks_max and requests_max must be at least 1 when given",
-        ));
+    for (name, limit) in [
+        ("kv_blocks_max", new.kv_blocks_max),
+        ("requests_max", new.requests_max),
+    ] {
+        if limit == Some(0) {
+            return Err(ApiError::field(name, "must be at least 1"));
+        }
     }
     let catalog = app.registry.catalog.clone();
     let work = async move {
@@ -84,10 +87,10 @@ pub(super) async fn logs(
     Ok(Json(json!({"lines": app.logs.of(row.id)})))
 }
 
-/// A key to be.
+/// What a key is created with.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct KeyWish {
+struct NewKeyFields {
     #[serde(default)]
     label: String,
 }
@@ -98,16 +101,16 @@ pub(super) async fn create_key(
     Path(name): Path<String>,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let wish: KeyWish = read(request).await?;
-    if wish.label.len() > 200 {
-        return Err(ApiError::field("label", "must be 200 bytes at most"));
+    let fields: NewKeyFields = read(request).await?;
+    if fields.label.len() > 200 {
+        return Err(ApiError::field("label", "must be at most 200 bytes long"));
     }
     let row = app.registry.catalog.tenant(&name).await?;
     let (new, catalog) = (NewKey::draw(), app.registry.catalog.clone());
-    let answer = json!({"id": new.id, "key": new.key, "prefix": new.prefix, "label": wish.label});
+    let answer = json!({"id": new.id, "key": new.key, "prefix": new.prefix, "label": fields.label});
     app.change(async move {
         Ok(catalog
-            .add_key(row.id, &new.id, &wish.label, &new.prefix, &new.hash)
+            .add_key(row.id, &new.id, &fields.label, &new.prefix, &new.hash)
             .await?)
     })
     .await?;
@@ -141,6 +144,6 @@ pub(super) async fn revoke_key(
 
 /// A JSON body of one of our own types.
 pub(super) async fn read<T: DeserializeOwned>(request: Request) -> ApiResult<T> {
-    let value = read_json(request.into_body(), JSON_BYTES_MAX).await?;
-    serde_json::from_value(value).map_err(|error| ApiError::invalid(error.to_string()))
+    let (parts, body) = request.into_parts();
+    read_json(&parts.headers, body, JSON_BYTES_MAX).await
 }

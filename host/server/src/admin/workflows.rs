@@ -54,7 +54,8 @@ async fn store(
     let row = app.registry.catalog.tenant(tenant).await?;
     check_name("workflow", workflow, &[])?;
     let bytes_max = usize::try_from(app.config.upload_mib_max << 20).unwrap_or(usize::MAX);
-    let wasm = read_body(request.into_body(), bytes_max).await?;
+    let (parts, body) = request.into_parts();
+    let wasm = read_body(&parts.headers, body, bytes_max).await?;
     let (ready, artifact) = app
         .workflows
         .compile(&app.sandbox, workflow, wasm.clone())

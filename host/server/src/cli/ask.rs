@@ -22,25 +22,25 @@ const DEADLINE: Duration = Duration::from_secs(3600);
 pub(super) struct Run {
     /// GGUF file
     model: PathBuf,
-    /// What to ask
+    /// The question
     #[arg(short, long)]
     prompt: String,
-    /// Text to continue as it is, without the chat template
+    /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
-    /// 0 always takes the likeliest token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
-    /// Tokens to generate at most
+    /// Most tokens to generate
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     max_tokens: u32,
-    /// Repeats a sampled answer
+    /// Seed for sampling: the same seed gives the same answer
     #[arg(long)]
     seed: Option<u64>,
-    /// Threads that compute; 0 is one per processor
+    /// Threads to compute with; 0 means one per processor
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// How finely activations are rounded; a server of many takes mixed, but one question alone can afford int16
+    /// Precision of activations: a server uses mixed, but a single question can afford int16
     #[arg(long, value_name = "BITS", default_value = "int16")]
     activations: Activations,
 }
@@ -112,7 +112,7 @@ pub(super) async fn run(run: Run) -> Result<()> {
     };
     let request = Request {
         id: "run".to_owned(),
-        kind,
+        kind: kind.into(),
         model: name,
         policy,
         choices: 1,

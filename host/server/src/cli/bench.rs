@@ -23,40 +23,40 @@ pub(super) struct Bench {
     /// GGUF file
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
-    /// Tokens of the prompt
+    /// Length of the prompt, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     prefill: u32,
-    /// Tokens that each sequence decodes
+    /// Tokens to decode for each sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     decode: u32,
-    /// Decode so many sequences at once as well, up to 64: a list such as 1,8,32
+    /// Also decode this many sequences at once, up to 64; a list such as 1,8,32
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     rows: Vec<u32>,
-    /// Tokens behind each sequence before it decodes
+    /// Tokens already in each sequence before it decodes
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     context: u32,
-    /// Tokens of a prompt computed in one step at most
+    /// Most tokens of a prompt computed in one step
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     step_tokens_max: u32,
-    /// Threads that compute; 0 is one per processor
+    /// Threads to compute with; 0 means one per processor
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=THREADS_MAX))]
     threads: u16,
-    /// How finely activations are rounded
+    /// Precision of activations
     #[arg(long, value_name = "BITS", default_value = "mixed")]
     activations: Activations,
     /// Memory for keys and values, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     kv_memory_mib: u64,
-    /// How keys and values are kept
+    /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     kv_type: KvType,
-    /// Folder for repacked weights, so that the next start maps them
+    /// Folder in which repacked weights are kept for the next start
     #[arg(long, value_name = "DIR")]
     packed_dir: Option<PathBuf>,
-    /// How often each thing is measured; medians are reported
+    /// How many times everything is measured; medians are reported
     #[arg(long, value_name = "N", default_value_t = 5)]
     reps: u32,
-    /// Also take steps apart by operation, beside what this machine can do at most
+    /// Also break steps down by operation, next to what this machine can reach at best
     #[arg(long)]
     ops: bool,
     /// Print one line of JSON

@@ -11,15 +11,15 @@ use tokio_tungstenite::tungstenite::error::Error;
 
 #[derive(clap::Args)]
 pub(super) struct Call {
-    /// WORKFLOW.FUNCTION, or a built-in as `metadata`
+    /// WORKFLOW.FUNCTION, or a built-in such as `metadata`
     function: String,
     /// Its parameters, as JSON
     #[arg(default_value = "{}")]
     parameters: String,
-    /// Address of the data plane
+    /// URL of the data plane
     #[arg(long, env = "REALM_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// The tenant's key
+    /// The tenant's API key
     #[arg(
         long,
         env = "REALM_API_KEY",
@@ -31,21 +31,21 @@ pub(super) struct Call {
 
 pub(super) async fn call(call: Call) -> Result<()> {
     let parameters: Value =
-        serde_json::from_str(&call.parameters).context("the parameters are no JSON")?;
+        serde_json::from_str(&call.parameters).context("the parameters are not valid JSON")?;
     let address = call.url.trim_end_matches('/');
     ensure!(
         address.starts_with("http://"),
-        "{address} does not begin with http://"
+        "the URL {address} does not begin with http://"
     );
     let mut request = format!("{}/ws", address.replacen("http", "ws", 1)).into_client_request()?;
     let key = format!("Bearer {}", call.api_key)
         .parse()
-        .context("the key has characters no key has")?;
+        .context("the API key contains characters that no key has")?;
     request.headers_mut().insert("authorization", key);
     let mut socket = match connect_async(request).await {
         Ok((socket, _)) => socket,
         Err(Error::Http(answer)) if answer.status() == 401 => {
-            bail!("the API key is wrong or revoked")
+            bail!("the API key is unknown or revoked")
         }
         Err(error) => return Err(error).with_context(|| format!("cannot reach {address}")),
     };
@@ -59,7 +59,7 @@ pub(super) async fn call(call: Call) -> Result<()> {
             continue;
         };
         let frame: Value =
-            serde_json::from_str(&text).context("the server sent a frame that is no JSON")?;
+            serde_json::from_str(&text).context("the server sent a frame that is not valid JSON")?;
         match frame["status"].as_str() {
             Some("streaming") => line(&frame["data"].to_string())?,
             Some("complete") => {
@@ -78,5 +78,5 @@ pub(super) async fn call(call: Call) -> Result<()> {
             _ => bail!("the server sent an unexpected frame: {frame}"),
         }
     }
-    bail!("the server closed the connection before the answer")
+    bail!("the server closed the connection before it answered")
 }

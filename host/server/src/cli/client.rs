@@ -15,7 +15,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Where the admin plane is and what opens it.
 #[derive(clap::Args)]
 pub(super) struct Admin {
-    /// Address of the admin plane
+    /// URL of the admin plane
     #[arg(
         long,
         global = true,
@@ -24,7 +24,7 @@ pub(super) struct Admin {
         default_value = "http://127.0.0.1:8081"
     )]
     admin_url: String,
-    /// The operator's token [default: that in the data folder]
+    /// The operator's token [default: the one in the data folder]
     #[arg(
         long,
         global = true,
@@ -33,7 +33,7 @@ pub(super) struct Admin {
         hide_env_values = true
     )]
     admin_token: Option<String>,
-    /// Folder of a server on this machine, which holds its token
+    /// Data folder of a server on this machine, where its token is kept
     #[arg(
         long,
         global = true,
@@ -86,7 +86,7 @@ impl Admin {
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token()?))
             .header(header::CONTENT_TYPE, content)
             .body(Body::from(body))
-            .with_context(|| format!("{url} is no address"))?;
+            .with_context(|| format!("{url} is not a valid URL"))?;
         let client: Client<HttpConnector, Body> =
             Client::builder(TokioExecutor::new()).build_http();
         let response = client
@@ -101,7 +101,7 @@ impl Admin {
         if !status.is_success() {
             match answer["error"]["message"].as_str() {
                 Some(message) => bail!("{message} ({status})"),
-                None => bail!("the server answered {status}"),
+                None => bail!("the server answered with status {status}"),
             }
         }
         Ok(answer)
@@ -114,7 +114,7 @@ impl Admin {
         let path = self.data_dir.join("admin-token");
         let text = std::fs::read_to_string(&path);
         let text = text
-            .with_context(|| format!("give --admin-token: there is none in {}", path.display()))?;
+            .with_context(|| format!("no admin token is set (--admin-token) and none can be read from {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! `realm doctor`: looks over what the server needs and says what it finds; a finding is an error.
+//! `realm doctor`: looks over what the server needs and reports what it finds; a problem is an error.
 
 use super::client::line;
 use crate::auth::{hex, sha256};
@@ -28,13 +28,13 @@ pub(super) async fn doctor(doctor: Doctor) -> Result<()> {
         Ok(said) => line(&format!("ok       {what}: {said}")),
         Err(error) => {
             findings += 1;
-            line(&format!("FINDING  {what}: {error:#}"))
+            line(&format!("PROBLEM  {what}: {error:#}"))
         }
     };
-    report("settings", Ok("readable, no unknown key".to_owned()))?;
+    report("settings", Ok("readable, with no unknown keys".to_owned()))?;
     report("processor", Ok(processor()))?;
     let wanted = config.model.as_deref();
-    let wanted = wanted.context("none is set: give --model PATH");
+    let wanted = wanted.context("no model is set; use --model PATH");
     report("model", wanted.and_then(model))?;
     if let Some(path) = &config.embedding_model {
         report("embedding model", model(path))?;
@@ -44,8 +44,8 @@ pub(super) async fn doctor(doctor: Doctor) -> Result<()> {
     report("sandbox", compile(&config).await)?;
     match findings {
         0 => Ok(()),
-        1 => bail!("one finding"),
-        more => bail!("{more} findings"),
+        1 => bail!("1 problem was found"),
+        more => bail!("{more} problems were found"),
     }
 }
 
@@ -69,7 +69,7 @@ fn model(path: &Path) -> Result<String> {
 }
 
 fn writable(folder: &Path) -> Result<String> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let probe = folder.join(".doctor");
     std::fs::write(&probe, b"realm")
         .with_context(|| format!("cannot write to {}", folder.display()))?;
@@ -81,7 +81,7 @@ fn writable(folder: &Path) -> Result<String> {
 async fn registry(folder: &Path) -> Result<String> {
     let path = folder.join("registry.sqlite");
     if !path.exists() {
-        return Ok("none yet, the first start makes it".to_owned());
+        return Ok("none yet; the first start will create it".to_owned());
     }
     let catalog = Catalog::open(&path).await?;
     let damage = catalog.check().await?;
@@ -109,7 +109,7 @@ fn component(folder: &Path, digest: &str) -> Result<()> {
     let path = folder.join("blobs").join(format!("{digest}.wasm"));
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     if hex(&sha256(&bytes)) != digest {
-        bail!("{} is not what was uploaded", path.display());
+        bail!("{} is damaged: it is not what was uploaded", path.display());
     }
     Ok(())
 }

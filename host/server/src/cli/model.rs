@@ -9,23 +9,23 @@ use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub(super) enum Model {
-    /// List the GGUF files of a folder
+    /// List the GGUF files in a folder
     List {
         /// The folder [default: where `cargo xtask models` puts them]
         #[arg(env = "REALM_MODELS")]
         folder: Option<PathBuf>,
     },
-    /// Show what a GGUF file holds
+    /// Show what a GGUF file contains
     Inspect {
         /// The file
         path: PathBuf,
     },
     /// Write a model of a known shape with random weights, to measure how fast the real one would run
     Synthetic {
-        /// Which shape, for example tinyllama-1.1b
+        /// The shape, for example tinyllama-1.1b
         #[arg(long, value_parser = shape)]
         shape: &'static Shape,
-        /// What the matrices are stored as: a block type, or the mix q4_k_m
+        /// How the matrices are stored: a block type, or the mix q4_k_m
         #[arg(long, value_name = "TYPE", default_value = "q4_k_m", value_parser = quant)]
         quant: Quant,
         /// The file to write
@@ -39,11 +39,11 @@ pub(super) enum Model {
 
 fn shape(name: &str) -> Result<&'static Shape, String> {
     let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
-    Shape::named(name).ok_or_else(|| format!("the shapes are {}", names.join(", ")))
+    Shape::named(name).ok_or_else(|| format!("the known shapes are {}", names.join(", ")))
 }
 
 fn quant(name: &str) -> Result<Quant, String> {
-    Quant::from_name(name).ok_or_else(|| format!("the types are {}", Quant::names().join(", ")))
+    Quant::from_name(name).ok_or_else(|| format!("the known types are {}", Quant::names().join(", ")))
 }
 
 pub(super) fn model(command: Model) -> Result<()> {
@@ -142,7 +142,7 @@ fn cache_folder() -> Result<PathBuf> {
     };
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
     Ok(cache
-        .context("neither XDG_CACHE_HOME nor HOME is set; name a folder")?
+        .context("neither XDG_CACHE_HOME nor HOME is set; give the folder as an argument")?
         .join("realm")
         .join("models"))
 }

@@ -9,23 +9,23 @@ use std::path::PathBuf;
 
 #[derive(Subcommand)]
 pub(super) enum Tenant {
-    /// Make a tenant
+    /// Create a tenant
     Create {
         /// Its name
         name: String,
-        /// Its share of the engine against others
+        /// Its share of the engine relative to other tenants
         #[arg(long, default_value_t = 1)]
         weight: u32,
-        /// KV blocks it may hold [default: all there are]
+        /// Most KV blocks it may hold [default: the server's share for a tenant]
         #[arg(long, value_name = "N")]
         kv_blocks_max: Option<u32>,
-        /// Requests at once [default: the server's]
+        /// Most requests it may have in progress at once [default: the server's]
         #[arg(long, value_name = "N")]
         requests_max: Option<u32>,
     },
     /// List tenants
     List,
-    /// Remove a tenant with its keys and workflows
+    /// Delete a tenant with its keys and workflows
     Delete {
         /// Its name
         name: String,
@@ -34,22 +34,22 @@ pub(super) enum Tenant {
 
 #[derive(Subcommand)]
 pub(super) enum Key {
-    /// Make a key and print it; it is shown only now
+    /// Create a key and print it; it cannot be shown again
     Create {
-        /// Whose
+        /// The tenant's name
         tenant: String,
-        /// A note beside it
+        /// A note to tell keys apart
         #[arg(long, default_value = "")]
         label: String,
     },
     /// List a tenant's keys
     List {
-        /// Whose
+        /// The tenant's name
         tenant: String,
     },
-    /// Put a key out of force at once
+    /// Revoke a key, effective immediately
     Revoke {
-        /// Whose
+        /// The tenant's name
         tenant: String,
         /// The key's id
         id: String,
@@ -60,24 +60,24 @@ pub(super) enum Key {
 pub(super) enum Workflow {
     /// Upload a component as the next version of a workflow
     Push {
-        /// Whose
+        /// The tenant's name
         tenant: String,
         /// The workflow's name
         name: String,
-        /// The component, a .wasm file
+        /// The component (a .wasm file)
         file: PathBuf,
-        /// Make it the active version
+        /// Make the new version the active one
         #[arg(long)]
         activate: bool,
     },
     /// List a tenant's workflows and their versions
     List {
-        /// Whose
+        /// The tenant's name
         tenant: String,
     },
     /// Make a version the active one
     Activate {
-        /// Whose
+        /// The tenant's name
         tenant: String,
         /// The workflow's name
         name: String,
@@ -86,7 +86,7 @@ pub(super) enum Workflow {
     },
     /// Return to the version that was active before
     Rollback {
-        /// Whose
+        /// The tenant's name
         tenant: String,
         /// The workflow's name
         name: String,
@@ -140,7 +140,7 @@ pub(super) async fn key(admin: &Admin, command: Key) -> Result<()> {
                 .await?;
             for key in each(&answer["keys"]) {
                 let state = if key["revoked_ms"].is_null() {
-                    "in force"
+                    "active"
                 } else {
                     "revoked"
                 };

@@ -1,51 +1,70 @@
 //! `POST /v1/embeddings`: texts or tokens in, a vector for each out.
 
-use super::openai::{Fields, shown, token_ids};
+use super::body::{TenantBody, json_answer};
+use super::json::{self, Count, Inputs, TextOrTokens};
 use crate::error::{ApiError, ApiResult};
-use crate::state::{App, EmbeddingModel, TenantEntry};
+use crate::models::EmbeddingModel;
+use crate::state::{App, TenantEntry};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use realm_engine::{EMBED_TEXTS_MAX, EngineError, Owner};
 use realm_sandbox::{CallError, GuestError};
+use serde::Deserialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Bytes for each number of a vector: the number, its JSON value and its text.
+const VECTOR_NUMBER_BYTES: usize = 56;
 
 /// What a client asks.
-#[derive(Debug, PartialEq)]
-struct Request {
+#[derive(Deserialize)]
+struct EmbeddingRequest {
     model: String,
-    inputs: Vec<Input>,
-    /// Whether vectors are wanted as the bytes of their numbers.
-    is_base64: bool,
-    dimensions: Option<u32>,
+    input: Inputs<EMBED_TEXTS_MAX>,
+    #[serde(default)]
+    encoding_format: Option<Encoding>,
+    #[serde(default)]
+    dimensions: Option<Count>,
 }
 
-#[derive(Debug, PartialEq)]
-enum Input {
-    Text(String),
-    Tokens(Vec<u32>),
+/// How vectors are written.
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    Float,
+    /// The bytes of the numbers.
+    Base64,
 }
 
 /// Answers a request with OpenAI's body.
 ///
 /// # Errors
 /// 400 that names the field, 404 for a model that gives no embeddings, 503 when too many texts of the tenant wait.
-pub(super) async fn embed(app: &App, tenant: &TenantEntry, body: Value) -> ApiResult<Value> {
-    let request = parse(&body)?;
-    drop(body);
-    let model = app
-        .embedding
-        .as_ref()
-        .filter(|model| model.name == request.model)
+pub(super) async fn embed(
+    app: &Arc<App>,
+    tenant: &TenantEntry,
+    body: TenantBody,
+) -> ApiResult<Response> {
+    let (request, mut charge) = body.parse(app, tenant, parse, heap_bytes).await?;
+    let table = app.models();
+    let model = table
+        .embedding_named(&request.model)
         .ok_or_else(|| ApiError::no_model(&request.model))?;
     let dimensions = model.client.dimensions();
     if request
         .dimensions
-        .is_some_and(|asked| asked as usize != dimensions)
+        .is_some_and(|asked| asked.0 as usize != dimensions)
     {
-        let what = format!("another number than the model's {dimensions}");
+        let what = format!("a number other than the model's {dimensions}");
         return Err(ApiError::unsupported("dimensions", what));
     }
-    let inputs = tokens(model, request.inputs).await?;
+    // The vectors, and the answer that is written of them.
+    let vector_bytes = request.input.0.len() * dimensions * VECTOR_NUMBER_BYTES;
+    if !charge.resize(charge.bytes() + vector_bytes) {
+        return Err(ApiError::memory_in_use());
+    }
+    let inputs = tokens(model, request.input.0).await?;
     let count: usize = inputs.iter().map(Vec::len).sum();
     let owner = Owner {
         tenant: tenant.row.id,
@@ -57,27 +76,39 @@ pub(super) async fn embed(app: &App, tenant: &TenantEntry, body: Value) -> ApiRe
         .tokens_prompt
         .with_label_values(&[tenant.row.name.as_str(), model.name.as_str()])
         .inc_by(count as u64);
+    let encoding = request.encoding_format;
     let vectors = vectors.iter().enumerate().map(|(index, vector)| {
-        let embedding = match request.is_base64 {
-            true => encoded(vector),
-            false => json!(vector),
+        let embedding = match encoding {
+            Some(Encoding::Base64) => encoded(vector),
+            Some(Encoding::Float) | None => json!(vector),
         };
         json!({"object": "embedding", "index": index, "embedding": embedding})
     });
-    Ok(json!({
+    let body = json!({
         "object": "list",
         "data": vectors.collect::<Vec<Value>>(),
         "model": model.name,
         "usage": {"prompt_tokens": count, "total_tokens": count},
-    }))
+    });
+    json_answer(&body, charge)
+}
+
+fn heap_bytes(request: &EmbeddingRequest) -> usize {
+    let input = |input: &TextOrTokens| match input {
+        // The tokens of a text are there before the text is gone.
+        TextOrTokens::Text(text) => text.capacity() + text.len() * size_of::<u32>(),
+        TextOrTokens::Tokens(tokens) => tokens.capacity() * size_of::<u32>(),
+    };
+    let list = request.input.0.capacity() * size_of::<TextOrTokens>();
+    request.model.capacity() + list + request.input.0.iter().map(input).sum::<usize>()
 }
 
 /// Texts become tokens on a thread that may take its time.
-async fn tokens(model: &EmbeddingModel, inputs: Vec<Input>) -> ApiResult<Vec<Vec<u32>>> {
+async fn tokens(model: &EmbeddingModel, inputs: Vec<TextOrTokens>) -> ApiResult<Vec<Vec<u32>>> {
     let client = model.client.clone();
     let tokens = move |input| match input {
-        Input::Text(text) => client.encode(&text),
-        Input::Tokens(tokens) => tokens,
+        TextOrTokens::Text(text) => client.encode(&text),
+        TextOrTokens::Tokens(tokens) => tokens,
     };
     tokio::task::spawn_blocking(move || inputs.into_iter().map(tokens).collect())
         .await
@@ -88,7 +119,7 @@ fn refused(error: EngineError) -> ApiError {
     match error {
         EngineError::Invalid(what) => ApiError::field("input", what),
         EngineError::Overloaded { retry_after_ms } => {
-            let what = "too many of the tenant's texts wait already".to_owned();
+            let what = "this tenant already has too many texts waiting".to_owned();
             CallError::Guest(GuestError::Overloaded {
                 what,
                 retry_after_ms,
@@ -105,98 +136,36 @@ fn encoded(vector: &[f32]) -> Value {
     Value::String(STANDARD.encode(bytes))
 }
 
-fn parse(body: &Value) -> ApiResult<Request> {
-    let fields = Fields::of(body)?;
-    let is_base64 = match fields.string("encoding_format")? {
-        None | Some("float") => false,
-        Some("base64") => true,
-        Some(_) => {
-            return Err(ApiError::field(
-                "encoding_format",
-                "must be float or base64",
-            ));
-        }
-    };
-    Ok(Request {
-        model: fields
-            .string("model")?
-            .ok_or_else(|| ApiError::field("model", "is missing"))?
-            .to_owned(),
-        inputs: inputs(
-            fields
-                .get("input")
-                .ok_or_else(|| ApiError::field("input", "is missing"))?,
-        )?,
-        is_base64,
-        dimensions: fields.count("dimensions")?,
-    })
-}
-
-/// A text, texts, tokens, or lists of tokens.
-fn inputs(value: &Value) -> ApiResult<Vec<Input>> {
-    let inputs = match value {
-        Value::String(text) => vec![Input::Text(text.clone())],
-        Value::Array(list) if list.first().is_some_and(Value::is_number) => {
-            vec![Input::Tokens(token_ids("input", list)?)]
-        }
-        Value::Array(list) => list.iter().map(input).collect::<ApiResult<_>>()?,
-        other => return Err(wrong(other)),
-    };
-    if inputs.is_empty() || inputs.len() > EMBED_TEXTS_MAX {
-        let what = format!(
-            "has {} texts, 1 to {EMBED_TEXTS_MAX} are allowed",
-            inputs.len()
-        );
-        return Err(ApiError::field("input", what));
+fn parse(body: &[u8]) -> ApiResult<EmbeddingRequest> {
+    let request: EmbeddingRequest = json::parse(body, "the request body")?;
+    if request.input.0.is_empty() || request.input.0.iter().any(TextOrTokens::is_empty) {
+        return Err(ApiError::field("input", "must not be empty"));
     }
-    let is_empty = |input: &Input| match input {
-        Input::Text(text) => text.is_empty(),
-        Input::Tokens(tokens) => tokens.is_empty(),
-    };
-    match inputs.iter().any(is_empty) {
-        true => Err(ApiError::field("input", "must not be empty")),
-        false => Ok(inputs),
-    }
-}
-
-fn input(value: &Value) -> ApiResult<Input> {
-    match value {
-        Value::String(text) => Ok(Input::Text(text.clone())),
-        Value::Array(tokens) => token_ids("input", tokens).map(Input::Tokens),
-        other => Err(wrong(other)),
-    }
-}
-
-fn wrong(value: &Value) -> ApiError {
-    let what = format!(
-        "must be text, token ids, or a list of them, not {}",
-        shown(value)
-    );
-    ApiError::field("input", what)
+    Ok(request)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(more: Value) -> Result<Request, String> {
+    fn check(more: Value) -> Result<EmbeddingRequest, String> {
         let mut body = json!({"model": "m", "input": "once"});
         for (name, value) in more.as_object().unwrap() {
             body[name] = value.clone();
         }
-        parse(&body).map_err(|error| error.param.unwrap())
+        parse(body.to_string().as_bytes()).map_err(|error| error.param.unwrap())
     }
 
     #[test]
     fn an_input_is_text_or_tokens_or_a_list_of_them() {
-        let inputs = |value: Value| check(json!({"input": value})).unwrap().inputs;
-        let text = |text: &str| Input::Text(text.to_owned());
+        let inputs = |value: Value| check(json!({"input": value})).unwrap().input.0;
+        let text = |text: &str| TextOrTokens::Text(text.to_owned());
         assert_eq!(inputs(json!("a")), [text("a")]);
         assert_eq!(inputs(json!(["a", "b"])), [text("a"), text("b")]);
-        assert_eq!(inputs(json!([1, 2])), [Input::Tokens(vec![1, 2])]);
+        assert_eq!(inputs(json!([1, 2])), [TextOrTokens::Tokens(vec![1, 2])]);
         assert_eq!(
             inputs(json!([[1, 2], "a"])),
-            [Input::Tokens(vec![1, 2]), text("a")]
+            [TextOrTokens::Tokens(vec![1, 2]), text("a")]
         );
     }
 
@@ -208,15 +177,15 @@ mod tests {
             (json!({"input": []}), "input"),
             (json!({"input": ["a", ""]}), "input"),
             (json!({"input": [[]]}), "input"),
-            (json!({"input": ["a", 1]}), "input"),
-            (json!({"input": [1, "a"]}), "input"),
+            (json!({"input": ["a", 1]}), "input[1]"),
+            (json!({"input": [1, "a"]}), "input[1]"),
             (json!({"input": {}}), "input"),
             (json!({"input": vec!["a"; EMBED_TEXTS_MAX + 1]}), "input"),
             (json!({"model": 5}), "model"),
             (json!({"encoding_format": "hex"}), "encoding_format"),
             (json!({"dimensions": -1}), "dimensions"),
         ] {
-            assert_eq!(check(more.clone()), Err(name.to_owned()), "{more}");
+            assert_eq!(check(more.clone()).err().as_deref(), Some(name), "{more}");
         }
     }
 

@@ -23,8 +23,9 @@ pub(super) fn one(app: &App, tenant: &TenantEntry, name: &str) -> ApiResult<Valu
 fn entries(app: &App, tenant: &TenantEntry) -> Vec<Value> {
     let entry = |id: &str, created: i64, owner: &str| json!({"id": id, "object": "model", "created": created, "owned_by": owner});
     // A workflow with a base model's name stands in front of it.
-    let base = app
-        .models
+    let table = app.models();
+    let base = table
+        .base()
         .iter()
         .filter(|model| !tenant.active.contains_key(&model.name));
     let base = base.map(|model| entry(&model.name, model.created, "realm"));
@@ -36,7 +37,7 @@ fn entries(app: &App, tenant: &TenantEntry) -> Vec<Value> {
             &tenant.row.name,
         )
     });
-    let embedding = app.embedding.iter();
+    let embedding = table.embedding().iter();
     let embedding = embedding.map(|model| entry(&model.name, model.created, "realm"));
     base.chain(own).chain(embedding).collect()
 }

@@ -1,8 +1,10 @@
 //! From the name a client uses to the component that answers: a workflow of the tenant, else a base model.
 
-use crate::error::{ApiError, ApiResult};
+use super::request::{GenerationRequest, refused_policy};
+use crate::error::{ApiError, ApiResult, shown};
+use crate::models::{BaseModel, ModelTable};
 use crate::registry::VersionRow;
-use crate::state::{App, BaseModel, TenantEntry};
+use crate::state::{App, TenantEntry};
 use realm_sandbox::{Description, RequestKind, Workflow};
 
 /// A tenant's workflow of this name answers for the base models as well.
@@ -16,45 +18,49 @@ pub(super) struct Target {
     pub base: BaseModel,
 }
 
-/// Finds who answers a chat or a completion.
+/// Finds who answers a chat or a completion, and holds the request against what that can do.
 ///
 /// # Errors
-/// 404 when the tenant has no such name, 400 when the workflow does not serve this kind of request.
+/// 404 when the tenant has no such name, 400 when the workflow does not serve this kind of request, when a parameter is
+/// out of range for the model, or when the text can never fit its context.
 pub(super) async fn resolve(
     app: &App,
     tenant: &TenantEntry,
-    model: &str,
-    kind: &RequestKind,
+    request: &GenerationRequest,
 ) -> ApiResult<Target> {
-    if let Some(version) = tenant.active.get(model) {
-        if !serves(version, kind) {
-            return Err(ApiError::unsupported(
-                "model",
-                format!("by the workflow {model}, this kind of request"),
-            ));
+    let models = app.models();
+    let target = if let Some(version) = tenant.active.get(&request.model) {
+        if !serves(version, &request.kind) {
+            let what = format!("this kind of request to the workflow {}", version.workflow);
+            return Err(ApiError::unsupported("model", what));
         }
-        return Ok(Target {
+        Target {
             workflow: load(app, version).await?,
-            base: first_model(app)?,
-        });
-    }
-    let base = app
-        .models
-        .iter()
-        .find(|base| base.name == model)
-        .ok_or_else(|| ApiError::no_model(model))?;
-    let workflow = match tenant
-        .active
-        .get(DEFAULT_WORKFLOW)
-        .filter(|version| serves(version, kind))
-    {
-        Some(version) => load(app, version).await?,
-        None => app.workflows.passthrough(&app.sandbox).await?,
+            base: first_model(&models)?,
+        }
+    } else {
+        let base = models.base_named(&request.model);
+        let base = base.ok_or_else(|| ApiError::no_model(&request.model))?;
+        let default = tenant.active.get(DEFAULT_WORKFLOW);
+        let workflow = match default.filter(|version| serves(version, &request.kind)) {
+            Some(version) => load(app, version).await?,
+            None => {
+                // A workflow may shorten what it is sent; this one may not.
+                let context = base.client.facts().context_length;
+                request.check_length(context, base.token_bytes_max)?;
+                app.workflows.passthrough(&app.sandbox).await?
+            }
+        };
+        Target {
+            workflow,
+            base: base.clone(),
+        }
     };
-    Ok(Target {
-        workflow,
-        base: base.clone(),
-    })
+    request
+        .policy
+        .validate(target.base.client.facts().vocab_size)
+        .map_err(|message| refused_policy(request.family, message))?;
+    Ok(target)
 }
 
 /// Finds who answers a call of `workflow.function`; the second part is the function's name.
@@ -67,7 +73,10 @@ pub(super) async fn resolve_function<'n>(
     name: &'n str,
 ) -> ApiResult<(Target, &'n str)> {
     let unknown = || {
-        let message = format!("there is no function {name:?}; `metadata` lists what there is");
+        let message = format!(
+            "there is no function {:?}; `metadata` lists the functions there are",
+            shown(name)
+        );
         ApiError {
             code: "no_such_function".into(),
             ..ApiError::not_found(message)
@@ -78,7 +87,7 @@ pub(super) async fn resolve_function<'n>(
     Ok((
         Target {
             workflow: load(app, version).await?,
-            base: first_model(app)?,
+            base: first_model(&app.models())?,
         },
         function,
     ))
@@ -113,8 +122,9 @@ async fn load(app: &App, version: &VersionRow) -> ApiResult<Workflow> {
 }
 
 /// The model a workflow is given when the client named none.
-fn first_model(app: &App) -> ApiResult<BaseModel> {
-    app.models
+fn first_model(models: &ModelTable) -> ApiResult<BaseModel> {
+    models
+        .base()
         .first()
         .cloned()
         .ok_or_else(|| ApiError::internal("no model is loaded"))

@@ -5,10 +5,13 @@
 
 mod call;
 mod frame;
+mod outgoing;
 
-use super::BODY_BYTES_MAX;
+pub(in crate::ingress) use outgoing::{OutFrame, Outgoing};
+
+use super::body::{BODY_BYTES_MAX, TenantBody};
 use crate::auth::bearer;
-use crate::connections::Place;
+use crate::connections::{Connection, InUse};
 use crate::error::{ApiError, ApiResult};
 use crate::state::{App, Open};
 use axum::Extension;
@@ -16,10 +19,12 @@ use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use call::FunctionCall;
 use frame::Frame;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
+use futures_util::StreamExt;
+use futures_util::stream::SplitStream;
+use outgoing::write;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,12 +38,16 @@ const CALLS_MAX: usize = 32;
 const FRAMES_MAX: usize = 64;
 /// A connection without a key in its header must send one within this time.
 const AUTH_WAIT: Duration = Duration::from_secs(10);
+/// And this much of anything at most.
+const AUTH_BYTES_MAX: usize = 16 << 10;
 /// How often a silent client is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// A client that does not even answer that is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// What is still to be written when a connection ends has this long.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// What a connection reads and writes at a time, and has set aside for as long as it is open.
+const BUFFER_BYTES: usize = 16 << 10;
 /// Closed for want of a key.
 const CLOSE_UNAUTHORIZED: u16 = 4401;
 /// Closed because the server stops.
@@ -49,82 +58,89 @@ const CLOSE_TRY_AGAIN: u16 = 1013;
 /// `GET /ws`.
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
-    Extension(place): Extension<Place>,
+    Extension(connection): Extension<Connection>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     // A wrong key in the header is refused before there is a connection to keep.
-    let owner = match bearer(&headers).map(|key| Owner::of(&app, key)).transpose() {
+    let key = bearer(&headers);
+    let owner = match key.map(|key| Owner::of(&app, key, &connection)).transpose() {
         Ok(owner) => owner,
         Err(error) => return error.into_response(),
     };
     if app.is_stopping() {
         return ApiError::stopping().into_response();
     }
-    let held = (Open::new(&app), place);
+    let open = Open::new(&app);
     upgrade
         .max_message_size(BODY_BYTES_MAX)
         .max_frame_size(BODY_BYTES_MAX)
-        .on_upgrade(async move |socket| serve(app, socket, owner, held).await)
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .on_upgrade(async move |socket| serve(app, socket, owner, connection, open).await)
 }
 
 /// Whose connection it is, and the place it takes among that tenant's.
 struct Owner {
     key: String,
     tenant: u32,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
+    _in_use: InUse,
 }
 
 impl Owner {
-    fn of(app: &App, key: &str) -> ApiResult<Owner> {
+    fn of(app: &App, key: &str, connection: &Connection) -> ApiResult<Owner> {
         let tenant = app.authenticate(Some(key))?;
-        let place = app.admit_socket(&tenant)?;
+        let permit = app.admit_socket(&tenant)?;
+        connection.meter().charge_to(&tenant.memory);
         Ok(Owner {
             key: key.to_owned(),
             tenant: tenant.row.id,
-            _place: place,
+            _permit: permit,
+            _in_use: connection.in_use(),
         })
     }
 }
 
-async fn serve(app: Arc<App>, socket: WebSocket, owner: Option<Owner>, _held: (Open, Place)) {
+async fn serve(
+    app: Arc<App>,
+    socket: WebSocket,
+    owner: Option<Owner>,
+    connection: Connection,
+    _open: Open,
+) {
+    if owner.is_none() {
+        connection.meter().allow(AUTH_BYTES_MAX);
+    }
     let (sink, stream) = socket.split();
     let (out, frames) = mpsc::channel(FRAMES_MAX);
     let writer = tokio::spawn(write(sink, frames));
-    let mut connection = Connection {
+    let mut session = Session {
         app,
         owner,
+        connection,
         out,
         stream,
         live: Live::default(),
         tasks: JoinSet::new(),
         heard: Instant::now(),
     };
-    let close = connection.run().await;
+    let close = session.run().await;
     // First the calls: nothing of theirs may follow the close frame.
-    connection.tasks.shutdown().await;
+    session.tasks.shutdown().await;
     if let Some((code, reason)) = close {
         let frame = CloseFrame {
             code,
             reason: reason.into(),
         };
-        let _ = tokio::time::timeout(FLUSH_WAIT, connection.out.send(Message::Close(Some(frame))))
-            .await;
+        let frame = OutFrame::free(Message::Close(Some(frame)));
+        let _ = tokio::time::timeout(FLUSH_WAIT, session.out.send(frame)).await;
     }
-    drop(connection);
+    drop(session);
     let abort = writer.abort_handle();
     if tokio::time::timeout(FLUSH_WAIT, writer).await.is_err() {
         abort.abort();
     }
-}
-
-async fn write(mut sink: SplitSink<WebSocket, Message>, mut frames: mpsc::Receiver<Message>) {
-    while let Some(frame) = frames.recv().await {
-        if sink.send(frame).await.is_err() {
-            return;
-        }
-    }
-    let _ = sink.close().await;
 }
 
 /// The calls under way by id, each with what cancels it. Tasks take themselves out.
@@ -137,7 +153,7 @@ impl Live {
         let mut live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = id.to_string();
         if live.contains_key(&key) {
-            let message = format!("the id {id} belongs to a call that has not ended");
+            let message = format!("the id {id} already belongs to a call in progress");
             return Err(ApiError {
                 code: "duplicate_id".into(),
                 ..ApiError::invalid(message)
@@ -145,8 +161,9 @@ impl Live {
         }
         if live.len() >= CALLS_MAX {
             let error = ApiError::too_many_requests(CALLS_MAX);
-            let message =
-                format!("{CALLS_MAX} calls are under way, which is the limit of a connection");
+            let message = format!(
+                "this connection already has {CALLS_MAX} calls in progress, which is the limit"
+            );
             return Err(ApiError {
                 code: "too_many_calls".into(),
                 message,
@@ -156,6 +173,12 @@ impl Live {
         let (cancel, cancelled) = oneshot::channel();
         live.insert(key, cancel);
         Ok(cancelled)
+    }
+
+    /// Whether a call has this id.
+    fn has(&self, id: &Value) -> bool {
+        let live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        live.contains_key(&id.to_string())
     }
 
     /// Takes a call out; whether it was there.
@@ -170,7 +193,7 @@ impl Live {
     fn cancel(&self, id: &Value) -> ApiResult<()> {
         let mut live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cancel) = live.get_mut(&id.to_string()) else {
-            let message = format!("no call with the id {id} is under way on this connection");
+            let message = format!("this connection has no call in progress with the id {id}");
             return Err(ApiError {
                 code: "no_such_call".into(),
                 ..ApiError::not_found(message)
@@ -182,11 +205,13 @@ impl Live {
     }
 }
 
-struct Connection {
+/// One connection's conversation.
+struct Session {
     app: Arc<App>,
     /// Nobody's only until the first frame.
     owner: Option<Owner>,
-    out: mpsc::Sender<Message>,
+    connection: Connection,
+    out: mpsc::Sender<OutFrame>,
     stream: SplitStream<WebSocket>,
     live: Live,
     tasks: JoinSet<()>,
@@ -196,7 +221,7 @@ struct Connection {
 /// Why the server closes a connection; nothing when the client did.
 type Close = Option<(u16, &'static str)>;
 
-impl Connection {
+impl Session {
     async fn run(&mut self) -> Close {
         if self.owner.is_none()
             && let Err(close) = self.authenticate().await
@@ -217,11 +242,16 @@ impl Connection {
                     match message {
                         Some(Ok(Message::Text(text))) => self.receive(&text).await,
                         Some(Ok(Message::Binary(_))) => {
-                            self.send(frame::error(&Value::Null, &ApiError::invalid("frames must be text"))).await;
+                            let error = ApiError::invalid("binary frames are not supported; frames must be text");
+                            self.send(frame::error(&Value::Null, &error)).await;
                         }
                         Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                        Some(Err(error)) if outgoing::is_out_of_memory(&error) => {
+                            return Some((CLOSE_TRY_AGAIN, "too much of the tenant's memory is in use"));
+                        }
                         Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                     }
+                    self.connection.meter().message_ended();
                 }
                 Some(_) = self.tasks.join_next() => {}
                 // The writer gave up: the client is gone, or takes nothing.
@@ -232,7 +262,7 @@ impl Connection {
                         return None;
                     }
                     // A full queue means that the client is behind, and then it is silence that decides.
-                    let _ = self.out.try_send(Message::Ping(Vec::new().into()));
+                    let _ = self.out.try_send(OutFrame::free(Message::Ping(Vec::new().into())));
                 }
             }
         }
@@ -240,7 +270,7 @@ impl Connection {
 
     /// Waits for the frame with the key.
     async fn authenticate(&mut self) -> Result<(), Close> {
-        let unauthorized = Some((CLOSE_UNAUTHORIZED, "no valid API key"));
+        let unauthorized = Some((CLOSE_UNAUTHORIZED, "a valid API key is required"));
         let first = tokio::time::timeout(AUTH_WAIT, async {
             loop {
                 match self.stream.next().await {
@@ -250,7 +280,11 @@ impl Connection {
                 }
             }
         });
-        let Ok(first) = first.await else {
+        let first = tokio::select! {
+            first = first => first,
+            () = self.connection.evicted() => return Err(None),
+        };
+        let Ok(first) = first else {
             return Err(unauthorized);
         };
         let Some(text) = first else { return Err(None) };
@@ -279,8 +313,8 @@ impl Connection {
     async fn take_key(&mut self, key: &str) -> Result<(), StatusCode> {
         match self.change_owner(key) {
             Ok(tenant) => {
-                self.send(json!({"type": "auth_success", "tenant": tenant}))
-                    .await;
+                let frame = serde_json::json!({"type": "auth_success", "tenant": tenant});
+                self.send(frame.to_string()).await;
                 Ok(())
             }
             Err(error) => {
@@ -298,7 +332,7 @@ impl Connection {
             Some(owner) if owner.tenant == tenant.row.id => {
                 owner.key = key.to_owned();
             }
-            owner => *owner = Some(Owner::of(&self.app, key)?),
+            owner => *owner = Some(Owner::of(&self.app, key, &self.connection)?),
         }
         Ok(name)
     }
@@ -322,37 +356,37 @@ impl Connection {
                 }
             },
             Ok(Frame::Cancel { id }) => self.live.cancel(&id).err().map(|error| (id, error)),
-            Err(wrong) => Some((wrong.id, wrong.error)),
+            Err(bad) => Some((bad.id, bad.error)),
         };
         if let Some((id, error)) = refused {
-            self.send(frame::error(&id, &error)).await;
+            self.send(match self.live.has(&id) {
+                true => frame::error_beside(&id, &error),
+                false => frame::error(&id, &error),
+            })
+            .await;
         }
     }
 
-    fn start(&mut self, id: &Value, function: String, params: Value) -> ApiResult<()> {
+    fn start(&mut self, id: &Value, function: String, params: &str) -> ApiResult<()> {
         // Looked up for every call: a key can be revoked while a connection is open.
         let key = self.owner.as_ref().map(|owner| owner.key.as_str());
         let tenant = self.app.authenticate(key)?;
-        let admission = self.app.admit(&tenant)?;
+        let admission = self.app.admit(&tenant, self.connection.in_use())?;
+        let params = TenantBody::of_text(&tenant, params)?;
         let cancelled = self.live.enter(id)?;
-        let (app, id, live, out) = (
-            Arc::clone(&self.app),
-            id.clone(),
-            self.live.clone(),
-            self.out.clone(),
-        );
+        let out = Outgoing::new(id.clone(), self.out.clone(), Arc::clone(&tenant.memory));
+        let call = FunctionCall {
+            app: Arc::clone(&self.app),
+            tenant,
+            function,
+            params,
+            out: out.clone(),
+        };
+        let (id, live) = (id.clone(), self.live.clone());
         self.tasks.spawn(async move {
-            let call = call::Call {
-                app,
-                tenant,
-                id: id.clone(),
-                function,
-                params,
-                out: out.clone(),
-            };
             let last = call.run(admission, cancelled).await;
             live.leave(&id);
-            let _ = out.send(Message::text(last.to_string())).await;
+            out.send(last).await;
         });
         Ok(())
     }
@@ -365,15 +399,17 @@ impl Connection {
         call::count(&self.app, name, error.status.as_str());
     }
 
-    async fn send(&self, frame: Value) {
+    async fn send(&self, frame: String) {
         // It fails when the writer is gone, and then the reader is about to find out as well.
-        let _ = self.out.send(Message::text(frame.to_string())).await;
+        let frame = OutFrame::free(Message::text(frame));
+        let _ = self.out.send(frame).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn an_id_is_taken_until_its_call_has_left() {

@@ -30,8 +30,8 @@ pub enum BlobError {
         source: io::Error,
     },
     /// The bytes are not those that were stored.
-    #[error("{} does not have the digest in its name", path.display())]
-    Spoilt {
+    #[error("{} is damaged: its contents do not match the digest in its name", path.display())]
+    Damaged {
         /// The file.
         path: PathBuf,
     },
@@ -48,7 +48,7 @@ impl Blobs {
         };
         blobs
             .run(|dir| {
-                fs::create_dir_all(dir).map_err(failed("make", dir))?;
+                fs::create_dir_all(dir).map_err(failed("create", dir))?;
                 // The folder's own entry must survive too, else everything in it is lost with it.
                 sync_dir(dir.parent().unwrap_or(dir))
             })
@@ -56,7 +56,8 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// Stores bytes and returns their digest in hex, once they are on the disk.
+    /// Stores bytes and returns their digest in hex, once they are on the disk. A file that is there already and has been
+    /// damaged is written anew.
     ///
     /// # Errors
     /// [`BlobError::Io`].
@@ -65,10 +66,10 @@ impl Blobs {
         let name = digest.clone();
         self.run(move |dir| {
             let path = dir.join(format!("{name}.wasm"));
-            if !path.exists() {
-                replace_file(&path, &bytes)?;
+            match fs::read(&path) {
+                Ok(stored) if stored == bytes => Ok(()),
+                Ok(_) | Err(_) => replace_file(&path, &bytes),
             }
-            Ok(())
         })
         .await?;
         Ok(digest)
@@ -77,14 +78,14 @@ impl Blobs {
     /// The bytes with this digest, checked.
     ///
     /// # Errors
-    /// [`BlobError::Io`] when they are not there, [`BlobError::Spoilt`].
+    /// [`BlobError::Io`] when they are not there, [`BlobError::Damaged`].
     pub async fn get(&self, digest: &str) -> Result<Vec<u8>, BlobError> {
         let digest = digest.to_owned();
         self.run(move |dir| {
             let path = dir.join(format!("{digest}.wasm"));
             let bytes = fs::read(&path).map_err(failed("read", &path))?;
             if hex(&sha256(&bytes)) != digest {
-                return Err(BlobError::Spoilt { path });
+                return Err(BlobError::Damaged { path });
             }
             Ok(bytes)
         })
@@ -154,7 +155,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), BlobError> {
         use std::os::unix::fs::OpenOptionsExt;
         options.mode(0o600);
     }
-    let mut file = options.open(path).map_err(failed("make", path))?;
+    let mut file = options.open(path).map_err(failed("create", path))?;
     file.write_all(bytes).map_err(failed("write", path))?;
     file.sync_all().map_err(failed("sync", path))
 }

@@ -21,7 +21,7 @@ pub struct Catalog {
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// There is one of this name already.
-    #[error("there is a {what} {name:?} already")]
+    #[error("the {what} {name:?} already exists")]
     Exists {
         /// What kind of thing.
         what: &'static str,
@@ -29,7 +29,7 @@ pub enum CatalogError {
         name: String,
     },
     /// There is none.
-    #[error("there is no {what} {name:?}")]
+    #[error("the {what} {name:?} does not exist")]
     NotFound {
         /// What kind of thing.
         what: &'static str,
@@ -37,19 +37,21 @@ pub enum CatalogError {
         name: String,
     },
     /// There is no activation before the one in force.
-    #[error("workflow {workflow:?} has no earlier activation to return to")]
+    #[error("the workflow {workflow:?} has no earlier version to return to")]
     NothingBefore {
         /// The workflow.
         workflow: String,
     },
     /// The file was made by a later version of Realm.
-    #[error("the registry has schema {found}, this version of realm knows {SCHEMA_VERSION}")]
+    #[error(
+        "the registry was written by a newer version of realm: its schema is {found}, this version reads {SCHEMA_VERSION}"
+    )]
     Newer {
         /// Its version.
         found: i64,
     },
     /// The database itself failed.
-    #[error("the registry's database")]
+    #[error("the registry's database failed")]
     Database(#[from] sqlx::Error),
 }
 

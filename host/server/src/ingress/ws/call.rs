@@ -1,198 +1,151 @@
 //! One call over `/ws`: a built-in function, or `workflow.function`.
 //!
 //! Built-ins: `generate` and `chat` take what the HTTP routes take and stream unless `stream` is false; `models`,
-//! `health` and `metadata` answer at once. A function that answers with several values streams all but the last,
-//! which completes it.
+//! `health` and `metadata` answer at once.
 
-use super::frame;
-use crate::error::{ApiError, ApiResult};
-use crate::ingress::answer::{self, Answer};
-use crate::ingress::openai::Common;
-use crate::ingress::render::{finish_reason, usage};
-use crate::ingress::{chat, completions, models, route};
+use super::{OutFrame, Outgoing};
+use crate::auth::random_hex;
+use crate::error::ApiResult;
+use crate::ingress::body::TenantBody;
+use crate::ingress::framing::openai::Renderer;
+use crate::ingress::framing::ws;
+use crate::ingress::generation::{Generation, Start};
+use crate::ingress::request::{Defaults, Family, GenerationRequest};
+use crate::ingress::{models, route};
+use crate::registry::catalog::now_ms;
 use crate::state::{Admission, App, TenantEntry};
-use axum::extract::ws::Message;
-use realm_engine::{Policy, StopReason};
-use realm_sandbox::{ReplyEvent, RequestKind};
+use realm_engine::Policy;
+use realm_sandbox::RequestKind;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// The route in metrics.
 const ROUTE: &str = "ws";
 /// What HTTP servers log for a client that left; no answer with it is ever sent.
 const CANCELLED: &str = "499";
 
-/// A call.
-pub(super) struct Call {
+/// A call of a function.
+pub(super) struct FunctionCall {
     pub(super) app: Arc<App>,
     pub(super) tenant: Arc<TenantEntry>,
-    pub(super) id: Value,
     pub(super) function: String,
-    pub(super) params: Value,
-    pub(super) out: mpsc::Sender<Message>,
+    pub(super) params: TenantBody,
+    pub(super) out: Outgoing,
 }
 
-impl Call {
+impl FunctionCall {
     /// Runs to the end, or until cancelled; returns the last frame.
     pub(super) async fn run(
-        mut self,
+        self,
         admission: Admission,
         cancelled: oneshot::Receiver<()>,
-    ) -> Value {
-        let (id, app, tenant) = (
-            self.id.clone(),
-            Arc::clone(&self.app),
-            Arc::clone(&self.tenant),
-        );
+    ) -> OutFrame {
+        let (app, tenant) = (Arc::clone(&self.app), Arc::clone(&self.tenant));
+        let out = self.out.clone();
         // Dropping the call is hanging up on its component, which frees everything it holds.
         let (last, status) = tokio::select! {
             biased;
-            Ok(()) = cancelled => (frame::cancelled(&id), CANCELLED.to_owned()),
+            Ok(()) = cancelled => (out.cancelled(), CANCELLED.to_owned()),
             ended = self.answer(admission) => match ended {
-                Ok(data) => (frame::complete(&id, &data), "200".to_owned()),
-                Err(error) => (frame::error(&id, &error), error.status.as_str().to_owned()),
+                Ok(last) => (last, "200".to_owned()),
+                Err(error) => (out.failed(&error), error.status.as_str().to_owned()),
             },
         };
         count(&app, &tenant.row.name, &status);
         last
     }
 
-    /// Streams what there is to stream; the data that completes the call.
-    async fn answer(&mut self, admission: Admission) -> ApiResult<Value> {
+    /// Streams what there is to stream; the frame that completes the call.
+    async fn answer(self, admission: Admission) -> ApiResult<OutFrame> {
+        let out = self.out.clone();
         match self.function.as_str() {
-            "models" => Ok(models::list(&self.app, &self.tenant)),
-            "health" => Ok(json!({"status": "ok"})),
-            "metadata" => Ok(metadata(&self.app, &self.tenant)),
-            "generate" | "chat" => self.generate(admission).await,
-            _ => self.call_function(admission).await,
+            "models" => out.complete(&models::list(&self.app, &self.tenant)),
+            "health" => out.complete(&json!({"status": "ok"})),
+            "metadata" => out.complete(&metadata(&self.app, &self.tenant)),
+            "generate" => out.complete(&self.generate(Family::Completion, admission).await?),
+            "chat" => out.complete(&self.generate(Family::Chat, admission).await?),
+            _ => out.complete(&self.call_function(admission).await?),
         }
     }
 
-    async fn generate(&mut self, admission: Admission) -> ApiResult<Value> {
-        let mut params = std::mem::take(&mut self.params);
-        if let (Some(fields), Some(first)) = (params.as_object_mut(), self.app.models.first()) {
-            fields
-                .entry("model")
-                .or_insert_with(|| first.name.clone().into());
-        }
-        let streams = params["stream"] != false;
-        let parse = if self.function == "chat" {
-            chat::parse
-        } else {
-            completions::parse
+    async fn generate(self, family: Family, admission: Admission) -> ApiResult<Value> {
+        let started = Instant::now();
+        let first = self
+            .app
+            .models()
+            .base()
+            .first()
+            .map(|base| base.name.clone());
+        let parse = move |text: &[u8]| {
+            let defaults = Defaults {
+                model: first.as_deref(),
+                stream: true,
+            };
+            GenerationRequest::parse(text, "params", family, defaults)
         };
-        let (
-            Common {
-                model,
-                policy,
-                choices,
-                ..
-            },
-            kind,
-        ) = parse(&params)?;
-        let target = route::resolve(&self.app, &self.tenant, &model, &kind).await?;
-        let answer = self.start(&target, kind, policy, choices, admission)?;
-        let mut data = json!({"model": model});
-        if streams {
-            let (choices, counts) = self.stream(answer, choices).await?;
-            data["choices"] = choices;
-            data["usage"] = counts;
+        let parsed = self.params.parse(
+            &self.app,
+            &self.tenant,
+            parse,
+            GenerationRequest::heap_bytes,
+        );
+        let (request, charge) = parsed.await?;
+        let target = route::resolve(&self.app, &self.tenant, &request).await?;
+        let renderer = Renderer {
+            family,
+            id: String::new(), // frames have the client's
+            model: request.model,
+            created: now_ms() / 1000,
+            logprobs: request.policy.logprobs.is_some(),
+            include_usage: request.include_usage,
+            text: Arc::clone(target.base.client.text()),
+        };
+        let start = Start {
+            id: request_id(),
+            kind: request.kind,
+            policy: request.policy,
+            choices: request.choices,
+            started,
+            route: ROUTE,
+            charge,
+            admission,
+        };
+        let generation = Generation::start(&self.app, &self.tenant, &target, start);
+        if request.stream {
+            ws::stream(generation, &renderer, &self.out).await
         } else {
-            let whole = answer.whole(None, choices).await?;
-            let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
-                let reason = finish_reason(choice.reason.unwrap_or(StopReason::EndOfTurn));
-                json!({"index": index, "text": choice.text, "finish_reason": reason})
-            });
-            data["choices"] = choices.collect();
-            data["usage"] = usage(&whole.usage);
-        }
-        Ok(data)
-    }
-
-    /// Sends text as it comes; how each choice ended, and the token counts.
-    async fn stream(&self, mut answer: Answer, choices: u32) -> ApiResult<(Value, Value)> {
-        let mut reasons = vec![StopReason::EndOfTurn; choices as usize];
-        loop {
-            match answer.next().await {
-                Some(ReplyEvent::Delta { choice, text, .. }) if !text.is_empty() => {
-                    self.send(&json!({"choice": choice, "text": text})).await?;
-                }
-                Some(ReplyEvent::ChoiceFinished { choice, reason }) => {
-                    if let Some(slot) = reasons.get_mut(choice as usize) {
-                        *slot = reason;
-                    }
-                }
-                Some(ReplyEvent::Delta { .. } | ReplyEvent::Json(_)) => {}
-                Some(ReplyEvent::End(Ok(counts))) => {
-                    let ends = reasons.iter().enumerate();
-                    let ends = ends.map(|(index, reason)| json!({"index": index, "finish_reason": finish_reason(*reason)}));
-                    return Ok((ends.collect(), usage(&counts)));
-                }
-                Some(ReplyEvent::End(Err(error))) => return Err(error.into()),
-                None => return Err(ApiError::internal("a call ended without its end")),
-            }
+            ws::whole(generation, &renderer, &self.tenant, request.choices).await
         }
     }
 
-    async fn call_function(&mut self, admission: Admission) -> ApiResult<Value> {
+    async fn call_function(self, admission: Admission) -> ApiResult<Box<RawValue>> {
+        let started = Instant::now();
         let (target, name) =
             route::resolve_function(&self.app, &self.tenant, &self.function).await?;
-        let kind = RequestKind::Function {
-            name: name.to_owned(),
-            parameters_json: self.params.to_string(),
-        };
-        let mut answer = self.start(&target, kind, Policy::default(), 1, admission)?;
-        let mut last = Value::Null;
-        loop {
-            match answer.next().await {
-                Some(ReplyEvent::Json(value)) => {
-                    if !last.is_null() {
-                        self.send(&last).await?;
-                    }
-                    last = serde_json::from_str(&value)
-                        .map_err(|_| ApiError::internal("the sandbox passed on what is no JSON"))?;
-                }
-                Some(ReplyEvent::Delta { choice, text, .. }) if !text.is_empty() => {
-                    self.send(&json!({"choice": choice, "text": text})).await?;
-                }
-                Some(ReplyEvent::Delta { .. } | ReplyEvent::ChoiceFinished { .. }) => {}
-                Some(ReplyEvent::End(Ok(_))) => return Ok(last),
-                Some(ReplyEvent::End(Err(error))) => return Err(error.into()),
-                None => return Err(ApiError::internal("a call ended without its end")),
-            }
-        }
-    }
-
-    fn start(
-        &self,
-        target: &route::Target,
-        kind: RequestKind,
-        policy: Policy,
-        choices: u32,
-        admission: Admission,
-    ) -> ApiResult<Answer> {
-        let id = format!("req_{}", crate::auth::random_hex::<12>());
-        let call = answer::Call {
-            id,
-            kind,
-            policy,
-            choices,
-            started: Instant::now(),
+        let (parameters_json, charge) = self.params.into_text()?;
+        let start = Start {
+            id: request_id(),
+            kind: RequestKind::Function {
+                name: name.to_owned(),
+                parameters_json,
+            },
+            policy: Policy::default(),
+            choices: 1,
+            started,
             route: ROUTE,
+            charge,
+            admission,
         };
-        Answer::start(&self.app, &self.tenant, target, call, admission)
+        let generation = Generation::start(&self.app, &self.tenant, &target, start);
+        ws::function(generation, &self.out).await
     }
+}
 
-    /// Waits while the client is behind, and with it the component.
-    async fn send(&self, data: &Value) -> ApiResult<()> {
-        let frame = Message::text(frame::streaming(&self.id, data).to_string());
-        self.out
-            .send(frame)
-            .await
-            .map_err(|_| ApiError::invalid("the client is gone"))
-    }
+fn request_id() -> String {
+    format!("req_{}", random_hex::<12>())
 }
 
 /// Counts a call by the status HTTP would have answered it with.
@@ -211,7 +164,7 @@ fn metadata(app: &App, tenant: &TenantEntry) -> Value {
     let mut functions = vec![
         function(
             "generate",
-            "Continues a text. Takes what POST /v1/completions takes; streams unless stream is false.",
+            "Continues a text. Takes what POST /v1/completions takes and streams unless stream is false.",
             schema(
                 json!({"model": text, "prompt": text, "max_tokens": sampling, "temperature": sampling}),
                 &["prompt"],
@@ -219,7 +172,7 @@ fn metadata(app: &App, tenant: &TenantEntry) -> Value {
         ),
         function(
             "chat",
-            "Continues a chat. Takes what POST /v1/chat/completions takes; streams unless stream is false.",
+            "Continues a chat. Takes what POST /v1/chat/completions takes and streams unless stream is false.",
             schema(
                 json!({"model": text, "messages": {"type": "array"}, "max_tokens": sampling, "temperature": sampling}),
                 &["messages"],
@@ -227,11 +180,19 @@ fn metadata(app: &App, tenant: &TenantEntry) -> Value {
         ),
         function(
             "models",
-            "Lists the models and workflows there are.",
+            "Lists the models and workflows that can be used.",
             nothing.clone(),
         ),
-        function("health", "Says that the server is there.", nothing.clone()),
-        function("metadata", "Lists the functions there are.", nothing),
+        function(
+            "health",
+            "Says that the server is running.",
+            nothing.clone(),
+        ),
+        function(
+            "metadata",
+            "Lists the functions that can be called.",
+            nothing,
+        ),
     ];
     for version in tenant.active.values() {
         let exported = route::description(version)

@@ -1,11 +1,14 @@
 //! The frames of `/ws`, in and out.
 
 use crate::error::ApiError;
+use crate::ingress::json;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 /// A frame from a client.
-#[derive(Debug, PartialEq)]
-pub(super) enum Frame {
+#[derive(Debug)]
+pub(super) enum Frame<'a> {
     /// The key, where no header was possible.
     Auth {
         /// `rk_...`
@@ -17,8 +20,8 @@ pub(super) enum Frame {
         id: Value,
         /// A built-in, or `workflow.function`.
         function: String,
-        /// Anything; an empty object when left out.
-        params: Value,
+        /// JSON as the client wrote it; an empty object when left out.
+        params: &'a str,
     },
     /// End a call.
     Cancel {
@@ -27,9 +30,9 @@ pub(super) enum Frame {
     },
 }
 
-/// What is wrong with a frame.
+/// Why a frame is refused.
 #[derive(Debug)]
-pub(super) struct NoFrame {
+pub(super) struct BadFrame {
     /// Its id where it has a good one, else `null`.
     pub(super) id: Value,
     /// What is wrong.
@@ -38,81 +41,118 @@ pub(super) struct NoFrame {
 
 /// Ids are repeated in every frame.
 const ID_BYTES_MAX: usize = 128;
+/// A workflow's name and a function's.
+const FUNCTION_BYTES_MAX: usize = 256;
 
-/// Reads a frame.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, default)]
+    r#type: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    api_key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cancel: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    function: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+}
+
+/// Reads a frame. The parameters stay text: they are parsed once it is known what they are for.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn parse(text: &str) -> Result<Frame, Box<NoFrame>> {
-    let wrong = |id: &Value, what: &str| {
-        let error = ApiError::invalid(what);
-        Err(Box::new(NoFrame {
-            id: id.clone(),
-            error,
-        }))
+pub(super) fn parse(text: &str) -> Result<Frame<'_>, Box<BadFrame>> {
+    let refuse = |id: &Value, error: ApiError| {
+        let id = id.clone();
+        Err(Box::new(BadFrame { id, error }))
     };
-    let mut frame: Value = match serde_json::from_str(text) {
-        Ok(frame @ Value::Object(_)) => frame,
-        Ok(_) => return wrong(&Value::Null, "a frame must be a JSON object"),
-        Err(error) => return wrong(&Value::Null, &format!("the frame is no JSON: {error}")),
+    let fields: Fields<'_> = match json::parse(text.as_bytes(), "the frame") {
+        Ok(fields) => fields,
+        Err(error) => return refuse(&Value::Null, error),
     };
-    if frame["type"] == "auth" {
-        return match frame["api_key"].as_str() {
-            Some(key) => Ok(Frame::Auth {
-                api_key: key.to_owned(),
-            }),
-            None => wrong(&Value::Null, "api_key: must be a string"),
+    if string(fields.r#type).as_deref() == Some("auth") {
+        return match string(fields.api_key) {
+            Some(api_key) => Ok(Frame::Auth { api_key }),
+            None => refuse(&Value::Null, ApiError::field("api_key", "must be a string")),
         };
     }
-    let id = match frame["id"].take() {
-        Value::String(id) if id.len() <= ID_BYTES_MAX => Value::String(id),
-        Value::Number(id) if id.is_u64() || id.is_i64() => Value::Number(id),
-        _ => {
-            return wrong(
-                &Value::Null,
-                "id: must be a whole number or a string of 128 bytes at most",
-            );
-        }
+    let Some(id) = fields.id.and_then(call_id) else {
+        let what = "must be a whole number or a string of at most 128 bytes";
+        return refuse(&Value::Null, ApiError::field("id", what));
     };
-    if frame["cancel"] == true {
+    if fields.cancel.is_some_and(|cancel| cancel.get() == "true") {
         return Ok(Frame::Cancel { id });
     }
-    match (
-        frame["function"].take(),
-        frame.get_mut("params").map(Value::take),
-    ) {
-        (Value::String(function), params) => {
-            let params = params
-                .filter(|params| !params.is_null())
-                .unwrap_or_else(|| json!({}));
-            Ok(Frame::Call {
-                id,
-                function,
-                params,
-            })
+    match string(fields.function) {
+        Some(function) if function.len() <= FUNCTION_BYTES_MAX => Ok(Frame::Call {
+            id,
+            function,
+            params: fields.params.map_or("{}", RawValue::get),
+        }),
+        _ => {
+            let what = "must be a string of at most 256 bytes";
+            refuse(&id, ApiError::field("function", what))
         }
-        _ => wrong(&id, "function: must be a string"),
     }
+}
+
+fn string(raw: Option<&RawValue>) -> Option<String> {
+    serde_json::from_str(raw?.get()).ok()
+}
+
+fn call_id(raw: &RawValue) -> Option<Value> {
+    // Escapes make six bytes of one.
+    if raw.get().len() > 6 * ID_BYTES_MAX + 2 {
+        return None;
+    }
+    match serde_json::from_str(raw.get()).ok()? {
+        Value::String(id) if id.len() <= ID_BYTES_MAX => Some(Value::String(id)),
+        Value::Number(id) if id.is_u64() || id.is_i64() => Some(Value::Number(id)),
+        _ => None,
+    }
+}
+
+/// A frame with data.
+#[derive(Serialize)]
+struct WithData<'a, T> {
+    id: &'a Value,
+    status: &'static str,
+    data: &'a T,
+}
+
+fn with_data<T: Serialize>(id: &Value, status: &'static str, data: &T) -> String {
+    let frame = serde_json::to_string(&WithData { id, status, data });
+    frame.expect("values of JSON can be written as JSON")
 }
 
 /// More of an answer.
-pub(super) fn streaming(id: &Value, data: &Value) -> Value {
-    json!({"id": id, "status": "streaming", "data": data})
+pub(super) fn streaming<T: Serialize>(id: &Value, data: &T) -> String {
+    with_data(id, "streaming", data)
 }
 
 /// The end of an answer.
-pub(super) fn complete(id: &Value, data: &Value) -> Value {
-    json!({"id": id, "status": "complete", "data": data})
+pub(super) fn complete<T: Serialize>(id: &Value, data: &T) -> String {
+    with_data(id, "complete", data)
 }
 
 /// The end of a call that the client wanted to end.
-pub(super) fn cancelled(id: &Value) -> Value {
-    json!({"id": id, "status": "cancelled"})
+pub(super) fn cancelled(id: &Value) -> String {
+    json!({"id": id, "status": "cancelled"}).to_string()
 }
 
-/// The end of a call that failed, or the answer to a frame that was none.
-pub(super) fn error(id: &Value, error: &ApiError) -> Value {
-    json!({"id": id, "status": "error", "error": error.frame()})
+/// The end of a call that failed, or the refusal of a frame.
+pub(super) fn error(id: &Value, error: &ApiError) -> String {
+    json!({"id": id, "status": "error", "error": error.frame()}).to_string()
+}
+
+/// The refusal of a frame whose id belongs to a call under way: it must not look like that call's end.
+pub(super) fn error_beside(id: &Value, error: &ApiError) -> String {
+    let mut body = error.frame();
+    body["id"] = id.clone();
+    json!({"id": null, "status": "error", "error": body}).to_string()
 }
 
 #[cfg(test)]
@@ -121,38 +161,45 @@ mod tests {
 
     #[test]
     fn frames_are_read() {
-        let call = |id: Value, params: Value| Frame::Call {
-            id,
-            function: "chat".to_owned(),
-            params,
+        let is_call = |text: &str, expected_id: Value, expected_params: &str| {
+            let Ok(Frame::Call {
+                id,
+                function,
+                params,
+            }) = parse(text)
+            else {
+                panic!("{text} is a call");
+            };
+            assert_eq!(
+                (id, function.as_str(), params),
+                (expected_id, "chat", expected_params),
+                "{text}"
+            );
         };
-        for (text, frame) in [
-            (
-                r#"{"type":"auth","api_key":"rk_1"}"#,
-                Frame::Auth {
-                    api_key: "rk_1".to_owned(),
-                },
-            ),
-            (
-                r#"{"id":"a","function":"chat","params":{"n":1}}"#,
-                call(json!("a"), json!({"n": 1})),
-            ),
-            (r#"{"id":7,"function":"chat"}"#, call(json!(7), json!({}))),
-            (
-                r#"{"id":7,"function":"chat","params":null}"#,
-                call(json!(7), json!({})),
-            ),
-            (
-                r#"{"id":"a","cancel":true}"#,
-                Frame::Cancel { id: json!("a") },
-            ),
-        ] {
-            assert_eq!(parse(text).unwrap(), frame, "{text}");
-        }
+        is_call(
+            r#"{"id":"a","function":"chat","params":{ "n":1}}"#,
+            json!("a"),
+            r#"{ "n":1}"#,
+        );
+        is_call(r#"{"id":7,"function":"chat"}"#, json!(7), "{}");
+        is_call(
+            r#"{"id":7,"function":"chat","params":null}"#,
+            json!(7),
+            "{}",
+        );
+        is_call(
+            r#"{"cancel":false,"id":"\u0061","function":"chat","type":5}"#,
+            json!("a"),
+            "{}",
+        );
+        let auth = parse(r#"{"type":"auth","api_key":"rk_1"}"#);
+        assert!(matches!(auth, Ok(Frame::Auth { api_key }) if api_key == "rk_1"));
+        let cancel = parse(r#"{"id":"a","cancel":true}"#);
+        assert!(matches!(cancel, Ok(Frame::Cancel { id }) if id == "a"));
     }
 
     #[test]
-    fn what_is_no_frame_is_told_under_its_id_if_it_has_one() {
+    fn a_bad_frame_is_refused_under_its_id_if_it_has_one() {
         let long = format!(r#"{{"id":"{}","function":"chat"}}"#, "x".repeat(200));
         for (text, id) in [
             ("no json", json!(null)),

@@ -1,43 +1,35 @@
 //! OpenAI's answer bodies: whole ones and the chunks of streams, for chats and completions.
 
-use super::answer::Whole;
+use super::whole::Whole;
+use crate::ingress::request::Family;
 use realm_engine::text::TextModel;
 use realm_engine::{StopReason, TokenLogprob, Usage};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Which of the two families of bodies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    /// `chat.completion` and its chunks.
-    Chat,
-    /// `text_completion`.
-    Completion,
-}
-
 /// Writes the bodies of one answer.
-pub(super) struct Renderer {
+pub(in crate::ingress) struct Renderer {
     /// Chat or completion.
-    pub family: Family,
+    pub(in crate::ingress) family: Family,
     /// The answer's id.
-    pub id: String,
+    pub(in crate::ingress) id: String,
     /// What the client called the model.
-    pub model: String,
+    pub(in crate::ingress) model: String,
     /// Seconds since 1970.
-    pub created: i64,
+    pub(in crate::ingress) created: i64,
     /// Whether log-probabilities were asked for.
-    pub logprobs: bool,
+    pub(in crate::ingress) logprobs: bool,
     /// Whether chunks have a place for the token counts.
-    pub include_usage: bool,
+    pub(in crate::ingress) include_usage: bool,
     /// The model's words for its tokens.
-    pub text: Arc<TextModel>,
+    pub(in crate::ingress) text: Arc<TextModel>,
 }
 
 impl Renderer {
     /// The body of a whole answer.
-    pub(super) fn whole(&self, whole: &Whole) -> Value {
+    pub(in crate::ingress) fn whole(&self, whole: &Whole) -> Value {
         let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
-            let logprobs = if self.logprobs { self.logprobs(&choice.logprobs, 0) } else { Value::Null };
+            let logprobs = self.logprobs(&choice.logprobs, 0);
             let reason = finish_reason(choice.reason.unwrap_or(StopReason::EndOfTurn));
             match self.family {
                 Family::Chat => json!({
@@ -61,7 +53,7 @@ impl Renderer {
     }
 
     /// The chunk that opens a choice of a chat; completions have none.
-    pub(super) fn opening(&self, choice: u32) -> Option<Value> {
+    pub(in crate::ingress) fn opening(&self, choice: u32) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": "", "refusal": null});
         (self.family == Family::Chat).then(|| {
             self.chunk(json!([{
@@ -71,17 +63,16 @@ impl Renderer {
     }
 
     /// The chunk of a piece of text. `offset` is where in the choice's text it stands.
-    pub(super) fn delta(
+    pub(in crate::ingress) fn delta(
         &self,
         choice: u32,
         text: &str,
         logprobs: &[TokenLogprob],
         offset: usize,
     ) -> Value {
-        let logprobs = if self.logprobs && !logprobs.is_empty() {
-            self.logprobs(logprobs, offset)
-        } else {
-            Value::Null
+        let logprobs = match logprobs {
+            [] => Value::Null,
+            some => self.logprobs(some, offset),
         };
         self.chunk(match self.family {
             Family::Chat => json!([{
@@ -94,7 +85,7 @@ impl Renderer {
     }
 
     /// The chunk that ends a choice.
-    pub(super) fn finish(&self, choice: u32, reason: StopReason) -> Value {
+    pub(in crate::ingress) fn finish(&self, choice: u32, reason: StopReason) -> Value {
         let reason = finish_reason(reason);
         self.chunk(match self.family {
             Family::Chat => {
@@ -107,7 +98,7 @@ impl Renderer {
     }
 
     /// The last chunk, with the token counts.
-    pub(super) fn usage(&self, counts: &Usage) -> Value {
+    pub(in crate::ingress) fn usage(&self, counts: &Usage) -> Value {
         let mut chunk = self.chunk(json!([]));
         chunk["usage"] = usage(counts);
         chunk
@@ -132,7 +123,11 @@ impl Renderer {
         })
     }
 
-    fn logprobs(&self, entries: &[TokenLogprob], offset: usize) -> Value {
+    /// Log-probabilities of tokens whose text begins `offset` characters into the choice's; null unless asked for.
+    pub(in crate::ingress) fn logprobs(&self, entries: &[TokenLogprob], offset: usize) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
         match self.family {
             Family::Chat => {
                 let entry = |token: u32, logprob: f32| {
@@ -176,7 +171,7 @@ impl Renderer {
 }
 
 /// Token counts as OpenAI writes them.
-pub(super) fn usage(usage: &Usage) -> Value {
+pub(in crate::ingress) fn usage(usage: &Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -186,7 +181,7 @@ pub(super) fn usage(usage: &Usage) -> Value {
 }
 
 /// OpenAI knows two ways for plain text to end.
-pub(super) fn finish_reason(reason: StopReason) -> &'static str {
+pub(in crate::ingress) fn finish_reason(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndOfTurn | StopReason::StopString | StopReason::Cancelled => "stop",
         StopReason::MaxTokens | StopReason::ContextFull => "length",

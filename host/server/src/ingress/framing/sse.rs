@@ -1,0 +1,111 @@
+//! Server-sent events: an answer as it is made. An error after the first byte is an event, and then there is no `[DONE]`.
+
+use super::openai::Renderer;
+use crate::error::ApiResult;
+use crate::ingress::generation::{Generation, GenerationEvent};
+use axum::http::HeaderValue;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// How often a stream that has nothing to say says so with a comment: clients and proxies give up on silent ones.
+pub(in crate::ingress) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A stream between two events.
+struct Streaming {
+    generation: Generation,
+    renderer: Renderer,
+    /// Events that are rendered and not sent.
+    out: VecDeque<String>,
+    /// Choices whose opening chunk went out.
+    opened: Vec<bool>,
+    ended: bool,
+}
+
+/// The response that streams this answer. `first` is its first event where that has come already.
+pub(in crate::ingress) fn response(
+    generation: Generation,
+    renderer: Renderer,
+    choices: u32,
+    first: Option<GenerationEvent>,
+) -> Response {
+    let mut streaming = Streaming {
+        generation,
+        renderer,
+        out: VecDeque::new(),
+        opened: vec![false; choices as usize],
+        ended: false,
+    };
+    if let Some(first) = first {
+        streaming.write(Ok(first));
+    }
+    let events = stream::unfold(streaming, |mut streaming| async {
+        let text = streaming.next().await?;
+        Some((Ok::<_, Infallible>(Event::default().data(text)), streaming))
+    });
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    // A proxy that collects answers would turn a stream into a wait.
+    let headers = response.headers_mut();
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+impl Streaming {
+    /// The data of the next event.
+    async fn next(&mut self) -> Option<String> {
+        while self.out.is_empty() && !self.ended {
+            let event = self.generation.next().await;
+            self.write(event);
+        }
+        self.out.pop_front()
+    }
+
+    fn write(&mut self, event: ApiResult<GenerationEvent>) {
+        match event {
+            Ok(GenerationEvent::Delta {
+                choice,
+                text,
+                logprobs,
+                offset,
+            }) => {
+                self.open(choice);
+                let chunk = self.renderer.delta(choice, &text, &logprobs, offset);
+                self.push(&chunk);
+            }
+            Ok(GenerationEvent::Finished { choice, reason }) => {
+                self.open(choice);
+                let chunk = self.renderer.finish(choice, reason);
+                self.push(&chunk);
+            }
+            Ok(GenerationEvent::Value(_)) => {} // a function's way to answer; chats and completions are text
+            Ok(GenerationEvent::Ended(usage)) => {
+                self.ended = true;
+                if self.renderer.include_usage {
+                    let chunk = self.renderer.usage(&usage);
+                    self.push(&chunk);
+                }
+                self.out.push_back("[DONE]".to_owned());
+            }
+            Err(error) => {
+                self.ended = true;
+                self.push(&error.body());
+            }
+        }
+    }
+
+    fn open(&mut self, choice: u32) {
+        let opened = std::mem::replace(&mut self.opened[choice as usize], true);
+        if !opened && let Some(chunk) = self.renderer.opening(choice) {
+            self.push(&chunk);
+        }
+    }
+
+    fn push(&mut self, event: &Value) {
+        self.out.push_back(event.to_string());
+    }
+}

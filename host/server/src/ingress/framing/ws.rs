@@ -1,0 +1,105 @@
+//! Answers as frames of `/ws`: text streams as it comes, and the data of the last frame completes the call.
+
+use super::openai::{Renderer, finish_reason, usage};
+use super::whole;
+use crate::error::{ApiError, ApiResult};
+use crate::ingress::generation::{Generation, GenerationEvent};
+use crate::ingress::ws::Outgoing;
+use crate::state::TenantEntry;
+use realm_engine::StopReason;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+/// Sends text as it comes; the data that completes the call.
+///
+/// # Errors
+/// What the call ended with.
+pub(in crate::ingress) async fn stream(
+    mut generation: Generation,
+    renderer: &Renderer,
+    out: &Outgoing,
+) -> ApiResult<Value> {
+    let mut ends = Vec::new();
+    loop {
+        match generation.next().await? {
+            GenerationEvent::Delta {
+                choice,
+                text,
+                logprobs,
+                offset,
+            } => {
+                let mut data = json!({"choice": choice, "text": text});
+                if renderer.logprobs {
+                    data["logprobs"] = renderer.logprobs(&logprobs, offset);
+                }
+                out.streaming(&data).await?;
+            }
+            GenerationEvent::Finished { choice, reason } => {
+                ends.push((choice, finish_reason(reason)));
+            }
+            GenerationEvent::Value(_) => {} // a function's way to answer; chats and completions are text
+            GenerationEvent::Ended(counts) => {
+                ends.sort_unstable();
+                let choices = ends
+                    .iter()
+                    .map(|(index, reason)| json!({"index": index, "finish_reason": reason}));
+                let choices: Value = choices.collect();
+                return Ok(
+                    json!({"model": renderer.model, "choices": choices, "usage": usage(&counts)}),
+                );
+            }
+        }
+    }
+}
+
+/// The data of a whole answer.
+///
+/// # Errors
+/// What the call ended with, or that it wrote too much.
+pub(in crate::ingress) async fn whole(
+    generation: Generation,
+    renderer: &Renderer,
+    tenant: &TenantEntry,
+    choices: u32,
+) -> ApiResult<Value> {
+    let whole = whole::collect(generation, tenant, choices).await?;
+    let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
+        let reason = finish_reason(choice.reason.unwrap_or(StopReason::EndOfTurn));
+        let mut data = json!({"index": index, "text": choice.text, "finish_reason": reason});
+        if renderer.logprobs {
+            data["logprobs"] = renderer.logprobs(&choice.logprobs, 0);
+        }
+        data
+    });
+    let choices: Value = choices.collect();
+    Ok(json!({"model": renderer.model, "choices": choices, "usage": usage(&whole.usage)}))
+}
+
+/// Of several values that a function answers with, the last completes the call and the others stream, as its text does.
+///
+/// # Errors
+/// What the call ended with.
+pub(in crate::ingress) async fn function(
+    mut generation: Generation,
+    out: &Outgoing,
+) -> ApiResult<Box<RawValue>> {
+    let mut last = None;
+    loop {
+        match generation.next().await? {
+            GenerationEvent::Value(value) => {
+                let value = RawValue::from_string(value).map_err(|error| {
+                    ApiError::internal(&format!("the sandbox passed on bad JSON: {error}"))
+                })?;
+                if let Some(before) = last.replace(value) {
+                    out.streaming(&before).await?;
+                }
+            }
+            GenerationEvent::Delta { choice, text, .. } if !text.is_empty() => {
+                out.streaming(&json!({"choice": choice, "text": text}))
+                    .await?;
+            }
+            GenerationEvent::Delta { .. } | GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Ended(_) => return Ok(last.unwrap_or_default()),
+        }
+    }
+}

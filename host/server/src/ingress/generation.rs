@@ -1,0 +1,235 @@
+//! The one driver of a generation: starts the component, meters what it does, and gives its events in an order that a
+//! framer of `framing/` can write down as they come.
+
+use super::route::Target;
+use crate::error::{ApiError, ApiResult};
+use crate::metrics::Metrics;
+use crate::state::{Admission, App, TenantEntry};
+use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
+use realm_sandbox::{Invocation, MemoryCharge, ReplyEvent, Request, RequestKind};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A generation under way. Dropping it is hanging up.
+pub(super) struct Generation {
+    invocation: Invocation,
+    choices: Vec<ChoiceState>,
+    /// What follows from an event and has not been given yet.
+    pending: VecDeque<GenerationEvent>,
+    meter: Meter,
+    /// What the request holds, until the component has ended.
+    _charge: MemoryCharge,
+    _admission: Admission,
+}
+
+/// What a generation is started with.
+pub(super) struct Start {
+    /// The id the client sees.
+    pub(super) id: String,
+    /// What is asked.
+    pub(super) kind: RequestKind,
+    /// Sampling, stops and limits.
+    pub(super) policy: Policy,
+    /// How many answers.
+    pub(super) choices: u32,
+    /// When the request came in.
+    pub(super) started: Instant,
+    /// Its route, for the metrics.
+    pub(super) route: &'static str,
+    /// What the request holds of its tenant's memory.
+    pub(super) charge: MemoryCharge,
+    /// Its place among the tenant's requests.
+    pub(super) admission: Admission,
+}
+
+/// What happens in a generation. Every choice finishes once, before `Ended`, which comes last.
+#[derive(Debug)]
+pub(super) enum GenerationEvent {
+    /// More of a choice; the text may be empty where there are log-probabilities.
+    Delta {
+        /// Which one, from 0, below the number that was asked for.
+        choice: u32,
+        /// Its next text.
+        text: String,
+        /// Log-probabilities of the tokens behind it, where they were asked for.
+        logprobs: Vec<TokenLogprob>,
+        /// Characters of the choice's text before this.
+        offset: usize,
+    },
+    /// A JSON value that a function answers with.
+    Value(String),
+    /// A choice is complete.
+    Finished {
+        /// Which one.
+        choice: u32,
+        /// Why it ended.
+        reason: StopReason,
+    },
+    /// All is said.
+    Ended(Usage),
+}
+
+#[derive(Clone, Default)]
+struct ChoiceState {
+    finished: bool,
+    /// Characters of its text so far.
+    offset: usize,
+}
+
+impl Generation {
+    /// Starts the component.
+    pub(super) fn start(
+        app: &Arc<App>,
+        tenant: &TenantEntry,
+        target: &Target,
+        start: Start,
+    ) -> Generation {
+        let caller = app.tenant_of(tenant);
+        let request = Request {
+            id: start.id,
+            kind: start.kind.into(),
+            model: target.base.name.clone(),
+            policy: start.policy,
+            choices: start.choices,
+            deadline: Duration::from_millis(caller.limits.wall_ms_max),
+        };
+        let meter = Meter {
+            metrics: Arc::clone(&app.metrics),
+            tenant: tenant.row.name.clone(),
+            route: start.route,
+            started: start.started,
+            last_delta: None,
+        };
+        Generation {
+            invocation: app.sandbox.invoke(&target.workflow, &caller, request),
+            choices: vec![ChoiceState::default(); start.choices as usize],
+            pending: VecDeque::new(),
+            meter,
+            _charge: start.charge,
+            _admission: start.admission,
+        }
+    }
+
+    /// The next event. Safe to drop and call again.
+    ///
+    /// # Errors
+    /// What the call ended with; nothing follows.
+    pub(super) async fn next(&mut self) -> ApiResult<GenerationEvent> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Ok(event);
+            }
+            let event = self
+                .invocation
+                .next()
+                .await
+                .ok_or_else(|| ApiError::internal("a call ended without its end"))?;
+            self.meter.see(&event);
+            self.take(event)?;
+        }
+    }
+
+    /// Counts the call among those that failed, for a reason that the component does not know.
+    pub(super) fn fail(&self, error: &ApiError) {
+        self.meter.failed(&error.code);
+    }
+
+    /// Turns an event of the component, which writes what it likes, into those of a well-formed answer.
+    fn take(&mut self, event: ReplyEvent) -> ApiResult<()> {
+        match event {
+            ReplyEvent::Delta {
+                choice,
+                text,
+                logprobs,
+                ..
+            } => {
+                let open = self.choices.get_mut(choice as usize);
+                if let Some(state) = open.filter(|state| !state.finished)
+                    && !(text.is_empty() && logprobs.is_empty())
+                {
+                    let offset = state.offset;
+                    state.offset += text.chars().count();
+                    self.pending.push_back(GenerationEvent::Delta {
+                        choice,
+                        text,
+                        logprobs,
+                        offset,
+                    });
+                }
+            }
+            ReplyEvent::Json(value) => self.pending.push_back(GenerationEvent::Value(value)),
+            ReplyEvent::ChoiceFinished { choice, reason } => self.finish(choice, reason),
+            ReplyEvent::End(Ok(usage)) => {
+                // Every choice a client asked for ends, also one the component did not write to.
+                for choice in 0..self.choices.len() {
+                    self.finish(choice as u32, StopReason::EndOfTurn);
+                }
+                self.pending.push_back(GenerationEvent::Ended(usage));
+            }
+            ReplyEvent::End(Err(error)) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, choice: u32, reason: StopReason) {
+        let open = self.choices.get_mut(choice as usize);
+        if let Some(state) = open.filter(|state| !state.finished) {
+            state.finished = true;
+            self.pending
+                .push_back(GenerationEvent::Finished { choice, reason });
+        }
+    }
+}
+
+/// Measures what goes by. Tokens are counted by the engine, not here: a component could say anything.
+struct Meter {
+    metrics: Arc<Metrics>,
+    tenant: String,
+    route: &'static str,
+    started: Instant,
+    last_delta: Option<Instant>,
+}
+
+impl Meter {
+    fn see(&mut self, event: &ReplyEvent) {
+        match event {
+            ReplyEvent::Delta { tokens, .. } => self.delta(tokens.len()),
+            ReplyEvent::End(Err(error)) => self.failed(error.code()),
+            ReplyEvent::End(Ok(_)) | ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+        }
+    }
+
+    fn delta(&mut self, tokens: usize) {
+        let (tenant, now) = ([self.tenant.as_str()], Instant::now());
+        match self.last_delta.replace(now) {
+            None => {
+                let seconds = (now - self.started).as_secs_f64();
+                let histogram = &self.metrics.first_token_seconds;
+                histogram.with_label_values(&tenant).observe(seconds);
+            }
+            Some(last) if tokens > 0 => {
+                // A piece of several tokens was late by its first; the others came with it.
+                let seconds = (now - last).as_secs_f64() / tokens as f64;
+                let histogram = self.metrics.inter_token_seconds.with_label_values(&tenant);
+                (0..tokens).for_each(|_| histogram.observe(seconds));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn failed(&self, code: &str) {
+        let labels = [self.tenant.as_str(), code];
+        self.metrics.guest_errors.with_label_values(&labels).inc();
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.metrics
+            .request_seconds
+            .with_label_values(&[self.route])
+            .observe(seconds);
+    }
+}

@@ -1,0 +1,289 @@
+//! The fields of a chat.
+
+use super::super::json::{Count, List, Object};
+use crate::error::{ApiError, ApiResult};
+use realm_engine::text::{ChatMessage, ToolCall};
+use realm_engine::{LOGPROBS_MAX, Policy};
+use realm_sandbox::RequestKind;
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::fmt;
+use std::mem::size_of;
+
+/// Messages of a chat.
+const MESSAGES_MAX: usize = 16_384;
+/// Tools of a chat, and calls of tools in one message.
+const TOOLS_MAX: usize = 1_024;
+/// JSON of all tools of a chat: a tree of values takes many times the memory of its text.
+const TOOLS_BYTES_MAX: usize = 512 << 10;
+/// How many times, at the most: `[],` is three bytes of text and 32 of a value, and lists grow in leaps.
+const VALUE_FACTOR: usize = 32;
+
+/// A chat as clients write it.
+#[derive(Deserialize)]
+pub(super) struct ChatFields<'a> {
+    messages: List<Object<Message>, MESSAGES_MAX>,
+    #[serde(borrow, default)]
+    tools: Option<List<&'a RawValue, TOOLS_MAX>>,
+    #[serde(borrow, default)]
+    tool_choice: Option<&'a RawValue>,
+    #[serde(default)]
+    response_format: Option<Object<ResponseFormat>>,
+    #[serde(default)]
+    logprobs: Option<bool>,
+    #[serde(default)]
+    top_logprobs: Option<Count>,
+}
+
+#[derive(Deserialize)]
+struct ResponseFormat {
+    r#type: String,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: Role,
+    #[serde(default)]
+    content: Option<Content>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    tool_call_id: Option<String>,
+    #[serde(default)]
+    tool_calls: Option<List<Object<Call>, TOOLS_MAX>>,
+}
+
+/// Who speaks. `developer` is the later word for `system`, and this is where it becomes that.
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    #[serde(alias = "developer")]
+    System,
+    User,
+    Assistant,
+    Tool,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
+}
+
+/// A message's text: one string, or parts that are put together.
+struct Content(String);
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Content, D::Error> {
+        struct ContentVisitor;
+        impl<'de> Visitor<'de> for ContentVisitor {
+            type Value = Content;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a string or a list of text parts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(text.to_owned()))
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Content, E> {
+                Ok(Content(text))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+                let mut content = String::new();
+                while let Some(Object(part)) = parts.next_element::<Object<Part>>()? {
+                    let PartType::Text = part.r#type;
+                    content.push_str(&part.text);
+                }
+                Ok(Content(content))
+            }
+        }
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct Part {
+    r#type: PartType,
+    #[serde(default)]
+    text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PartType {
+    Text,
+}
+
+/// A tool's call by the assistant.
+#[derive(Deserialize)]
+struct Call {
+    id: String,
+    function: Object<CalledFunction>,
+}
+
+#[derive(Deserialize)]
+struct CalledFunction {
+    name: String,
+    arguments: String,
+}
+
+/// What is in a tool's JSON that this server looks at.
+#[derive(Deserialize)]
+struct Tool {
+    r#type: ToolType,
+    function: Object<ToolFunction>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ToolType {
+    Function,
+}
+
+#[derive(Deserialize)]
+struct ToolFunction {
+    name: String,
+}
+
+/// The request that a chat is.
+///
+/// # Errors
+/// The client's 400.
+pub(super) fn read(fields: ChatFields<'_>, policy: &mut Policy) -> ApiResult<RequestKind> {
+    policy.logprobs = logprobs(&fields)?;
+    if let Some(Object(format)) = &fields.response_format
+        && format.r#type != "text"
+    {
+        return Err(ApiError::unsupported(
+            "response_format.type",
+            &format.r#type,
+        ));
+    }
+    let tools = tools(&fields)?;
+    if fields.messages.0.is_empty() {
+        return Err(ApiError::field("messages", "must not be empty"));
+    }
+    let messages = fields.messages.0.into_iter().enumerate();
+    let messages = messages.map(|(index, Object(message))| message_of(index, message));
+    Ok(RequestKind::Chat {
+        messages: messages.collect::<ApiResult<_>>()?,
+        tools,
+    })
+}
+
+fn message_of(index: usize, message: Message) -> ApiResult<ChatMessage> {
+    let content = match message.content {
+        Some(Content(content)) => content,
+        // An assistant that called tools said nothing else.
+        None if message.role == Role::Assistant => String::new(),
+        None => {
+            let what = format!("is required for the role {}", message.role.name());
+            return Err(ApiError::field(&format!("messages[{index}].content"), what));
+        }
+    };
+    let calls = message.tool_calls.map(|calls| calls.0).unwrap_or_default();
+    let calls = calls.into_iter().map(|Object(call)| ToolCall {
+        id: call.id,
+        name: call.function.0.name,
+        arguments_json: call.function.0.arguments,
+    });
+    Ok(ChatMessage {
+        role: message.role.name().to_owned(),
+        content,
+        name: message.name,
+        tool_call_id: message.tool_call_id,
+        tool_calls: calls.collect(),
+    })
+}
+
+/// The tools go to the model's template. That the model must call one cannot be promised.
+fn tools(fields: &ChatFields<'_>) -> ApiResult<Vec<Value>> {
+    let raw = fields.tools.as_ref().map_or(&[][..], |tools| &tools.0);
+    let bytes: usize = raw.iter().map(|tool| tool.get().len()).sum();
+    if bytes > TOOLS_BYTES_MAX {
+        let what = format!("has {bytes} bytes of JSON, at most {TOOLS_BYTES_MAX} are allowed");
+        return Err(ApiError::field("tools", what));
+    }
+    let mut tools = Vec::with_capacity(raw.len());
+    for (index, tool) in raw.iter().enumerate() {
+        let at = |error: ApiError| error.below(&format!("tools[{index}]"));
+        let Tool { r#type, function } =
+            super::json::parse(tool.get().as_bytes(), "the tool").map_err(at)?;
+        let (ToolType::Function, _) = (r#type, function.0.name);
+        let value = serde_json::from_str(tool.get());
+        tools.push(value.map_err(|error| at(ApiError::invalid(error.to_string())))?);
+    }
+    match fields.tool_choice.map(RawValue::get) {
+        None | Some("\"auto\"" | "null") => Ok(tools),
+        Some("\"none\"") => Ok(Vec::new()),
+        Some("\"required\"") => Err(ApiError::unsupported("tool_choice", "required")),
+        Some(_) => Err(ApiError::unsupported(
+            "tool_choice",
+            "a value other than auto or none",
+        )),
+    }
+}
+
+fn logprobs(fields: &ChatFields<'_>) -> ApiResult<Option<u32>> {
+    let top = fields.top_logprobs.map(|top| top.0);
+    if top.is_some_and(|top| top > LOGPROBS_MAX) {
+        let what = format!("must be from 0 to {LOGPROBS_MAX}");
+        return Err(ApiError::field("top_logprobs", what));
+    }
+    match (fields.logprobs.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => {
+            let what = "can only be used when logprobs is true";
+            Err(ApiError::field("top_logprobs", what))
+        }
+    }
+}
+
+/// Bytes of everything in a chat that becomes part of the prompt. Space around a text does not count: templates drop it.
+pub(super) fn text_bytes(kind: &RequestKind) -> usize {
+    let RequestKind::Chat { messages, .. } = kind else {
+        return 0;
+    };
+    let call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments_json.len();
+    let message = |message: &ChatMessage| {
+        let ids = [&message.name, &message.tool_call_id];
+        let ids = ids.into_iter().flatten().map(String::len).sum::<usize>();
+        let calls = message.tool_calls.iter().map(call).sum::<usize>();
+        message.content.trim().len() + ids + calls
+    };
+    messages.iter().map(message).sum()
+}
+
+/// Bytes a chat holds on the heap; for tools at most.
+pub(super) fn heap_bytes(kind: &RequestKind) -> usize {
+    let RequestKind::Chat { messages, tools } = kind else {
+        return 0;
+    };
+    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+    let call = |call: &ToolCall| {
+        size_of::<ToolCall>()
+            + call.id.capacity()
+            + call.name.capacity()
+            + call.arguments_json.capacity()
+    };
+    let message = |message: &ChatMessage| {
+        size_of::<ChatMessage>()
+            + message.role.capacity()
+            + message.content.capacity()
+            + optional(&message.name)
+            + optional(&message.tool_call_id)
+            + message.tool_calls.iter().map(call).sum::<usize>()
+    };
+    // Written out and not kept, to count the bytes only.
+    let tools = tools
+        .iter()
+        .map(|tool| tool.to_string().len() * VALUE_FACTOR);
+    messages.iter().map(message).sum::<usize>() + tools.sum::<usize>()
+}

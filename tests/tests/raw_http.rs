@@ -1,0 +1,305 @@
+//! Raw sockets against the data plane: what two readers could understand differently, absurd announcements, slow and silent
+//! senders, compressed bodies, browsers. Each gets the right status at once, no 5xx, and shuts nobody out.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use realm_tests::server::{MODEL, Server, Tenant, chat_body};
+use realm_tests::socket::Socket;
+use serde_json::json;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+/// Nothing here takes long; a server that hangs fails the test.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
+/// An answer as it stood on the wire.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+fn connect(server: &Server) -> Result<TcpStream> {
+    let stream = TcpStream::connect(server.url().trim_start_matches("http://"))?;
+    stream.set_read_timeout(Some(ANSWER_WAIT))?;
+    Ok(stream)
+}
+
+/// Reads one answer: its head, and as much of a body as it announces.
+fn answer(stream: &mut TcpStream) -> Result<Answer> {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .map_or(Ok(0), str::parse::<usize>)?;
+            if bytes.len() >= end + 4 + length {
+                let status = head.split(' ').nth(1).context("a status line")?;
+                return Ok(Answer {
+                    status: status.parse()?,
+                    body: String::from_utf8_lossy(&bytes[end + 4..end + 4 + length]).into_owned(),
+                    head,
+                });
+            }
+        }
+        let count = stream.read(&mut piece).context("reading an answer")?;
+        ensure!(count > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// Whether the server has closed the connection, or does so without sending more.
+fn is_closed(stream: &mut TcpStream) -> Result<bool> {
+    match stream.read(&mut [0; 64]) {
+        Ok(count) => Ok(count == 0),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn head(tenant: &Tenant, more: &str) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {}\r\n{more}\r\n",
+        tenant.key
+    )
+}
+
+/// Sends bytes and reads the answer.
+fn exchange(server: &Server, bytes: &[u8]) -> Result<(Answer, TcpStream)> {
+    let mut stream = connect(server)?;
+    stream.write_all(bytes)?;
+    Ok((answer(&mut stream)?, stream))
+}
+
+fn chat(max_tokens: u32) -> String {
+    chat_body(MODEL, "Hello", max_tokens).to_string()
+}
+
+#[test]
+fn what_two_readers_could_read_differently_is_refused_or_ends_the_connection() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let hidden = "GET /v1/models HTTP/1.1\r\nhost: realm\r\n\r\n";
+    for framing in [
+        "content-length: 4\r\ntransfer-encoding: chunked\r\n",
+        "content-length: 4\r\ncontent-length: 5\r\n",
+        "content-length: 4, 5\r\n",
+        "content-length: +4\r\n",
+        "content-length: -1\r\n",
+        "content-length: 0x4\r\n",
+        "content-length: 99999999999999999999999\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "transfer-encoding: nothing\r\n",
+        "transfer-encoding : chunked\r\n",
+    ] {
+        let bytes = format!("{}0\r\n\r\n{hidden}", head(&tenant, framing));
+        let (first, mut stream) = exchange(&server, bytes.as_bytes())?;
+        ensure!(
+            (400..500).contains(&first.status),
+            "{framing:?}: {first:?}"
+        );
+        ensure!(is_closed(&mut stream)?, "{framing:?}: nothing is read after it");
+    }
+    // Here the length is ignored, as the standard allows; what follows must not become a request of its own.
+    let bytes = format!(
+        "{}0\r\n\r\n{hidden}",
+        head(&tenant, "transfer-encoding: chunked\r\ncontent-length: 4\r\n")
+    );
+    let (first, mut stream) = exchange(&server, bytes.as_bytes())?;
+    ensure!(first.status == 400 && first.head.contains("connection: close"), "{first:?}");
+    ensure!(is_closed(&mut stream)?, "the hidden request is not answered");
+    Ok(())
+}
+
+#[test]
+fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    // Not one byte of these bodies is ever sent.
+    for length in ["4194305", "10000000000", "9223372036854775807", "18446744073709551613"] {
+        let asked = head(&tenant, &format!("content-length: {length}\r\n"));
+        let (refused, _) = exchange(&server, asked.as_bytes())?;
+        ensure!(
+            refused.status == 413 && refused.body.contains("request_too_large"),
+            "{length}: {refused:?}"
+        );
+    }
+    let waiting = "content-length: 10000000000\r\nexpect: 100-continue\r\n";
+    let (refused, _) = exchange(&server, head(&tenant, waiting).as_bytes())?;
+    ensure!(refused.status == 413, "instead of a 100: {refused:?}");
+    let unknown = "content-length: 4\r\nexpect: a-miracle\r\n";
+    let (refused, _) = exchange(&server, head(&tenant, unknown).as_bytes())?;
+    ensure!(refused.status == 417, "{refused:?}");
+
+    let body = chat(1);
+    let mut stream = connect(&server)?;
+    let length = format!("content-length: {}\r\nexpect: 100-continue\r\n", body.len());
+    stream.write_all(head(&tenant, &length).as_bytes())?;
+    ensure!(answer(&mut stream)?.status == 100, "the body is asked for");
+    stream.write_all(body.as_bytes())?;
+    ensure!(answer(&mut stream)?.status == 200, "and answered");
+
+    let many = "x-a: b\r\n".repeat(1000);
+    let long = format!("x-a: {}\r\n", "b".repeat(200_000));
+    for headers in [many, long] {
+        let mut stream = connect(&server)?;
+        // The server may hang up while the client still sends.
+        let _ = stream.write_all(head(&tenant, &headers).as_bytes());
+        let refused = answer(&mut stream)?;
+        ensure!(refused.status == 431, "{} bytes: {refused:?}", headers.len());
+    }
+    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"GET\r\n\r\n", b"G\0T / HTTP/1.1\r\n\r\n"] {
+        let (refused, _) = exchange(&server, garbage)?;
+        ensure!(refused.status == 400, "{garbage:?}: {refused:?}");
+    }
+    ensure!(server.http(None).get("/health")?.status == 200);
+    Ok(())
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    for round in 0..10 {
+        let mut stream = connect(&server)?;
+        let asked = head(&tenant, "content-length: 8388608\r\n");
+        stream.write_all(asked.as_bytes())?;
+        stream
+            .write_all(&vec![b' '; 8 << 20])
+            .with_context(|| format!("round {round}: it was let send"))?;
+        ensure!(answer(&mut stream)?.status == 413);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_body_that_breaks_off_is_a_400_and_its_place_is_free() -> Result<()> {
+    let server = Server::start_configured("tenant_requests_max = 1\n")?;
+    let tenant = server.tenant("acme")?;
+    let mut stream = connect(&server)?;
+    stream.write_all(head(&tenant, "content-length: 100\r\n").as_bytes())?;
+    stream.write_all(b"{\"model\":")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest)?;
+    ensure!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest}");
+    server.until("its place is free", |metrics| {
+        metrics.sum("realm_requests_in_flight") == Some(0.0)
+    })?;
+    let reply = tenant.http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
+    ensure!(reply.status == 200, "{}", reply.text);
+    Ok(())
+}
+
+#[test]
+fn silent_and_half_said_connections_shut_nobody_out() -> Result<()> {
+    let mut server = Server::start_configured("connections_max = 64\n")?;
+    let tenant = server.tenant("acme")?;
+    let mut body = chat_body(MODEL, "Tell me about the history of Rome.", 200);
+    body["stream"] = json!(true);
+    body["logit_bias"] = json!({"2": -100}); // never ends its turn
+    let mut stream = tenant.http.stream("/v1/chat/completions", &body)?;
+    stream.next().context("the stream begins")??;
+    let mut idle = Vec::new();
+    for index in 0..1000 {
+        let mut silent = connect(&server)?;
+        // Some say half of something, and some ask and never read; all are strangers.
+        let said: &[u8] = match index % 4 {
+            0 => b"",
+            1 => b"GET /health HTTP/1.1\r\nhost:",
+            2 => b"POST /v1/chat/completions HTTP/1.1\r\nhost: realm\r\ncontent-length: 1000\r\n\r\n{",
+            _ => b"GET /ws HTTP/1.1\r\nhost: realm\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        };
+        let _ = silent.write_all(said); // hung up on already, perhaps
+        idle.push(silent);
+        if index % 100 == 99 {
+            let reply = tenant.http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 1))?;
+            ensure!(reply.status == 200, "after {index}: {}", reply.text);
+        }
+    }
+    for event in stream.by_ref() {
+        event?;
+    }
+    ensure!(stream.ended(), "the stream under way was not hung up on");
+    ensure!(server.is_alive()?);
+    drop(idle);
+    server.until_idle()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_with_a_key_outlasts_silent_connections() -> Result<()> {
+    let server = Server::start_configured("connections_max = 8\n")?;
+    let tenant = server.tenant("acme")?;
+    let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
+    let _idle = (0..50).map(|_| connect(&server)).collect::<Result<Vec<_>>>()?;
+    let answered = socket.call("1", "health", json!({})).await?;
+    ensure!(answered["status"] == "complete", "{answered}");
+    Ok(())
+}
+
+#[test]
+fn gzip_is_read_up_to_the_limit_of_what_comes_out() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let send = |encoding: &str, body: &[u8]| {
+        let headers = format!("content-encoding: {encoding}\r\ncontent-length: {}\r\n", body.len());
+        let mut bytes = head(&tenant, &headers).into_bytes();
+        bytes.extend_from_slice(body);
+        exchange(&server, &bytes).map(|(answer, _)| answer)
+    };
+    let answered = send("gzip", &gzip(chat(1).as_bytes()))?;
+    ensure!(answered.status == 200, "{answered:?}");
+    let bomb = gzip(&vec![b' '; 64 << 20]);
+    ensure!(bomb.len() < 4 << 20, "it is announced as small");
+    let refused = send("gzip", &bomb)?;
+    ensure!(refused.status == 413, "{refused:?}");
+    let refused = send("gzip", b"not gzip at all")?;
+    ensure!(refused.status == 400, "{refused:?}");
+    let refused = send("br", b"x")?;
+    ensure!(
+        refused.status == 415 && refused.body.contains("unsupported_encoding"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).expect("writing into memory");
+    encoder.finish().expect("writing into memory")
+}
+
+#[test]
+fn a_browser_may_call_from_the_origins_that_are_set() -> Result<()> {
+    let preflight = |server: &Server, origin: &str| {
+        let asked = format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: realm\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\n\
+             access-control-request-headers: authorization,content-type\r\n\r\n"
+        );
+        exchange(server, asked.as_bytes()).map(|(answer, _)| answer)
+    };
+    let server = Server::start()?;
+    let allowed = preflight(&server, "https://app.example.com")?;
+    ensure!(allowed.status == 200, "{allowed:?}");
+    for header in [
+        "access-control-allow-origin: *",
+        "access-control-allow-headers: authorization,content-type",
+    ] {
+        ensure!(allowed.head.contains(header), "{header}: {allowed:?}");
+    }
+    drop(server);
+    let server = Server::start_configured("cors_origins = [\"https://app.example.com\"]\n")?;
+    let allowed = preflight(&server, "https://app.example.com")?;
+    let header = "access-control-allow-origin: https://app.example.com";
+    ensure!(allowed.head.contains(header), "{allowed:?}");
+    let refused = preflight(&server, "https://evil.example.com")?;
+    ensure!(!refused.head.contains("access-control-allow-origin"), "{refused:?}");
+    Ok(())
+}
