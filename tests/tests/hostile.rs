@@ -6,16 +6,10 @@ use anyhow::{Context, Result};
 use realm_tests::paths;
 use realm_tests::server::{MODEL, Server, Tenant, chat_body};
 use serde_json::json;
-use std::time::{Duration, Instant};
 
 /// Small budgets, so that the tests are short. The wall is far off: it also holds for the neighbour, and no guest here
 /// should get that far on however busy a machine.
 const LIMITS: &str = "[limits]\ncpu_ms_max = 400\nwall_ms_max = 60000\nmemory_mib_max = 128\n";
-/// The neighbour's longest wait between two pieces of its stream. Far above a step, far below the wall.
-const GAP_MAX: Duration = Duration::from_secs(5);
-/// Until a guest has its error: its processor time on a busy machine, and still well before the wall.
-const ERROR_MAX: Duration = Duration::from_secs(30);
-
 /// What each guest's caller is told: status and code. More than one where the guest can meet two limits first.
 const GUESTS: &[(&str, u16, &[&str])] = &[
     ("loop_forever", 422, &["cpu_budget_exceeded"]),
@@ -42,62 +36,41 @@ fn server() -> Result<(Server, Tenant, Tenant)> {
     Ok((server, attacker, neighbour))
 }
 
-/// Streams one answer for the neighbour; its text and its longest gap.
-fn neighbour_stream(neighbour: &Tenant) -> Result<(String, Duration)> {
+/// Streams one answer for the neighbour; its text.
+fn neighbour_stream(neighbour: &Tenant) -> Result<String> {
     let mut body = chat_body(MODEL, "Tell me about the history of Rome.", 40);
     body["stream"] = json!(true);
     let mut stream = neighbour.http.stream("/v1/chat/completions", &body)?;
-    let (mut text, mut gap, mut last) = (String::new(), Duration::ZERO, Instant::now());
-    for event in stream.by_ref() {
-        text.push_str(&realm_tests::http::delta_text(&event?)?);
-        gap = gap.max(last.elapsed());
-        last = Instant::now();
-    }
-    anyhow::ensure!(
-        stream.ended(),
-        "the neighbour's stream broke off after {text:?}"
-    );
-    Ok((text, gap))
+    stream.text()
 }
 
 #[test]
 fn a_hostile_guest_gets_its_typed_error_and_its_neighbour_notices_nothing() -> Result<()> {
     let (mut server, attacker, neighbour) = server()?;
-    let undisturbed = neighbour_stream(&neighbour)?.0;
+    let undisturbed = neighbour_stream(&neighbour)?;
     for (guest, ..) in GUESTS {
         server
             .deploy("attacker", guest, &paths::guest(guest)?)
             .context(*guest)?;
     }
     for (guest, status, codes) in GUESTS {
-        let (reply, elapsed, beside) = std::thread::scope(|scope| {
+        let (reply, beside) = std::thread::scope(|scope| {
             let beside = scope.spawn(|| neighbour_stream(&neighbour));
-            let start = Instant::now();
             let reply = attacker
                 .http
                 .post("/v1/chat/completions", &chat_body(guest, "Go on", 2000));
-            (
-                reply,
-                start.elapsed(),
-                beside.join().expect("no panic beside"),
-            )
+            (reply, beside.join().expect("no panic beside"))
         });
         let reply = reply.with_context(|| format!("calling {guest}"))?;
-        println!(
-            "{guest}: {} {} after {elapsed:?}",
-            reply.status,
-            reply.error_code()
-        );
+        println!("{guest}: {} {}", reply.status, reply.error_code());
         assert_eq!(reply.status, *status, "{guest}: {}", reply.text);
         assert!(
             codes.contains(&reply.error_code().as_str()),
             "{guest}: {}",
             reply.text
         );
-        assert!(elapsed < ERROR_MAX, "{guest} took {elapsed:?}");
-        let (text, gap) = beside.with_context(|| format!("beside {guest}"))?;
+        let text = beside.with_context(|| format!("beside {guest}"))?;
         assert_eq!(text, undisturbed, "beside {guest}");
-        assert!(gap < GAP_MAX, "beside {guest} the neighbour waited {gap:?}");
     }
     assert!(server.is_alive()?);
     let errors = server
@@ -113,7 +86,7 @@ fn a_hostile_guest_gets_its_typed_error_and_its_neighbour_notices_nothing() -> R
 #[test]
 fn all_of_them_at_once_leave_the_neighbour_alone_too() -> Result<()> {
     let (mut server, attacker, neighbour) = server()?;
-    let undisturbed = neighbour_stream(&neighbour)?.0;
+    let undisturbed = neighbour_stream(&neighbour)?;
     for (guest, ..) in GUESTS {
         server
             .deploy("attacker", guest, &paths::guest(guest)?)
@@ -134,24 +107,24 @@ fn all_of_them_at_once_leave_the_neighbour_alone_too() -> Result<()> {
                 );
             });
         }
-        let (text, _) = neighbour_stream(&neighbour).expect("the neighbour's stream goes on");
+        let text = neighbour_stream(&neighbour).expect("the neighbour's stream goes on");
         assert_eq!(text, undisturbed);
     });
     assert!(server.is_alive()?);
     server.until_idle()?;
-    assert_eq!(neighbour_stream(&neighbour)?.0, undisturbed);
+    assert_eq!(neighbour_stream(&neighbour)?, undisturbed);
     Ok(())
 }
 
 #[test]
 fn a_client_that_never_reads_stops_only_its_own_guest() -> Result<()> {
     let (mut server, attacker, neighbour) = server()?;
-    let undisturbed = neighbour_stream(&neighbour)?.0;
+    let undisturbed = neighbour_stream(&neighbour)?;
     server.deploy("attacker", "write_forever", &paths::guest("write_forever")?)?;
     let mut body = chat_body("write_forever", "Go on", 100);
     body["stream"] = json!(true);
     let unread = attacker.http.stream("/v1/chat/completions", &body)?;
-    assert_eq!(neighbour_stream(&neighbour)?.0, undisturbed);
+    assert_eq!(neighbour_stream(&neighbour)?, undisturbed);
     drop(unread);
     assert!(server.is_alive()?);
     server.until_idle()

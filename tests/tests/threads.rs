@@ -1,18 +1,18 @@
 //! The real server's threads: as many as the processors it was granted, and asleep when there is nothing to do.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use realm_tests::server::{DataDir, MODEL, Server, chat_body};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// Idle time that is looked at.
-const WATCHED: Duration = Duration::from_secs(3);
-/// Of it, what all threads may use together: one part in a thousand.
-const USED_MAX: Duration = Duration::from_millis(3);
+/// Time between two looks at threads that should sleep.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// Looks until threads that still wake are taken to do so for ever.
+const LOOKS_MAX: usize = 60;
 
 /// Grants this thread, and with it the processes it starts, the first `count` of its processors.
 fn grant(count: usize) -> Result<()> {
@@ -25,29 +25,26 @@ fn grant(count: usize) -> Result<()> {
     Ok(sched_setaffinity(None, &some)?)
 }
 
-/// The server's threads by id: name and processor time of each.
-fn threads(server: &Server) -> Result<BTreeMap<OsString, (String, Duration)>> {
-    let mut threads = BTreeMap::new();
+/// The folder and the name of each of the server's threads.
+fn tasks(server: &Server) -> Result<Vec<(PathBuf, String)>> {
+    let mut tasks = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", server.pid()))? {
-        let (id, task) = task.map(|task| (task.file_name(), task.path()))?;
+        let task = task?.path();
         // A thread may end between being listed and being asked.
-        let Ok(name) = fs::read_to_string(task.join("comm")) else {
-            continue;
-        };
-        // In nanoseconds, where `stat` samples hundredths of a second.
-        let times = fs::read_to_string(task.join("schedstat")).context("a thread's times")?;
-        let used = times.split_whitespace().next().context("three numbers")?;
-        let used = Duration::from_nanos(used.parse()?);
-        threads.insert(id, (name.trim().to_owned(), used));
+        if let Ok(name) = fs::read_to_string(task.join("comm")) {
+            tasks.push((task, name.trim().to_owned()));
+        }
     }
-    Ok(threads)
+    Ok(tasks)
 }
 
 /// How many of them bear names that start like this.
 fn named(server: &Server, start: &str) -> Result<usize> {
-    let threads = threads(server)?;
-    let named = threads.values().filter(|(name, _)| name.starts_with(start));
-    Ok(named.count())
+    let tasks = tasks(server)?;
+    Ok(tasks
+        .iter()
+        .filter(|(_, name)| name.starts_with(start))
+        .count())
 }
 
 #[test]
@@ -70,34 +67,53 @@ fn a_setting_overrides_what_is_granted() -> Result<()> {
 }
 
 #[test]
-fn an_idle_server_uses_next_to_no_processor_time() -> Result<()> {
-    let server = Server::start()?;
-    idles(&server, "started")?;
-    // Components run again after a rest, and leave nothing running.
+fn threads_that_compute_sleep_while_nobody_asks() -> Result<()> {
+    let server = Server::start_with(DataDir::new()?, &["--threads", "3"])?;
+    asleep(&server).context("after the start")?;
     let body = chat_body(MODEL, "What is the capital of France?", 16);
     let tenant = server.tenant("a")?;
+    let before = wakeups(&server)?;
     tenant.http.post("/v1/chat/completions", &body)?.ok()?;
-    idles(&server, "answered")
+    let after = asleep(&server).context("after an answer")?;
+    ensure!(after != before, "work is seen as wake-ups: {after:?}");
+    Ok(())
 }
 
-/// Watches a server that nobody asks.
-fn idles(server: &Server, after: &str) -> Result<()> {
-    // What the last work leaves behind ends first.
-    std::thread::sleep(Duration::from_secs(1));
-    let before = threads(server)?;
-    let counted = before.values().any(|(_, used)| !used.is_zero());
-    ensure!(counted, "the times of threads are counted");
-    std::thread::sleep(WATCHED);
-    let busy: BTreeMap<_, _> = threads(server)?
-        .into_iter()
-        .map(|(id, (name, used))| {
-            let earlier = before.get(&id).map_or(Duration::ZERO, |(_, used)| *used);
-            (id, (name, used - earlier))
-        })
-        .filter(|(_, (_, used))| !used.is_zero())
-        .collect();
-    let used: Duration = busy.values().map(|(_, used)| *used).sum();
-    println!("{after}, then idle for {WATCHED:?}: {used:?}, {busy:?}");
-    ensure!(used <= USED_MAX, "threads are busy: {busy:?}");
-    Ok(())
+/// How often each thread that computes went to sleep so far, by its name.
+fn wakeups(server: &Server) -> Result<BTreeMap<String, u64>> {
+    let mut slept = BTreeMap::new();
+    for (task, name) in tasks(server)? {
+        if name == "engine" || name.starts_with("kernel-") {
+            let status = fs::read_to_string(task.join("status"))?;
+            let count = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let count = count.context("a thread's count of switches")?.trim();
+            slept.insert(name, count.parse()?);
+        }
+    }
+    ensure!(slept.len() == 3, "an engine and two workers: {slept:?}");
+    Ok(slept)
+}
+
+/// Waits until no thread that computes wakes any more: a thread that polls or spins never gets there, one that sleeps
+/// does on however busy a machine.
+fn asleep(server: &Server) -> Result<BTreeMap<String, u64>> {
+    server.until_idle()?;
+    let mut last = wakeups(server)?;
+    for _ in 0..LOOKS_MAX {
+        std::thread::sleep(BETWEEN_LOOKS);
+        let now = wakeups(server)?;
+        let sleeping = tasks(server)?.into_iter().all(|(task, name)| {
+            let computes = name == "engine" || name.starts_with("kernel-");
+            !computes
+                || fs::read_to_string(task.join("status"))
+                    .is_ok_and(|status| status.contains("State:\tS"))
+        });
+        if sleeping && now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
+    bail!("threads still wake with nothing to do: {last:?}")
 }

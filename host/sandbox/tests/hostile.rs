@@ -56,9 +56,7 @@ async fn check(name: &str, limits: Limits, expected: CallError) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loop_ends_with_its_processor_budget() {
-    let began = Instant::now();
     check("loop_forever", limits(), CallError::CpuBudget { ms: 200 }).await;
-    assert!(began.elapsed() < Duration::from_millis(limits().wall_ms_max));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
