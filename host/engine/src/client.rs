@@ -27,7 +27,8 @@ pub struct Owner {
     pub tenant: u32,
     /// Its share of the engine against others that want it at the same time; 0 counts as 1.
     pub weight: u32,
-    /// KV blocks that all its sequences together may hold; a block shared by forks counts once.
+    /// KV blocks that all its sequences together may hold; a block shared by forks counts once. `u32::MAX` is what the engine
+    /// gives a tenant that has no number of its own.
     ///
     /// When it is reached, idle sequences of the tenant lose their blocks (they are computed again when needed) and
     /// its jobs wait for one another. A single sequence that needs more fails with [`EngineError::Quota`].
@@ -43,6 +44,7 @@ pub(crate) struct EngineShared {
     pub(crate) ledger: Ledger,
     pub(crate) sequences_max: usize,
     pub(crate) tenant_sequences_max: usize,
+    pub(crate) tenant_kv_percent_max: u32,
     pub(crate) unread_tokens_max: usize,
     pub(crate) sequences: AtomicUsize, // handles alive
     pub(crate) ids: AtomicU64,         // of sequences and runs
@@ -53,6 +55,14 @@ impl EngineShared {
     pub(crate) fn length_max(&self) -> u32 {
         let cache = self.facts.kv_blocks.saturating_mul(self.facts.block_tokens);
         self.facts.context_length.min(cache)
+    }
+
+    /// KV blocks of a tenant that has no number of its own.
+    fn kv_blocks_default(&self) -> u32 {
+        let total = u64::from(self.facts.kv_blocks);
+        let share = total * u64::from(self.tenant_kv_percent_max) / 100;
+        let longest = self.length_max().div_ceil(self.facts.block_tokens);
+        u32::try_from(share).unwrap_or(u32::MAX).max(longest)
     }
 
     fn id(&self) -> u64 {
@@ -120,6 +130,14 @@ impl Client {
         owner: Owner,
         account: &Arc<Account>,
     ) -> Result<Sequence, EngineError> {
+        let kv_blocks_max = match owner.kv_blocks_max {
+            u32::MAX => self.shared.kv_blocks_default(),
+            blocks => blocks,
+        };
+        let owner = Owner {
+            kv_blocks_max,
+            ..owner
+        };
         let sequences_max = self.shared.tenant_sequences_max;
         let charge = self
             .shared

@@ -42,6 +42,9 @@ pub struct EngineConfig {
     pub sequences_max: usize,
     /// Sequences of one tenant that may be alive.
     pub tenant_sequences_max: usize,
+    /// Percent of the KV blocks that a tenant may hold which has no number of its own, and at least as many as the longest
+    /// sequence takes.
+    pub tenant_kv_percent_max: u32,
     /// A job whose reader has left this many of its tokens unread makes no more until it is read.
     pub unread_tokens_max: usize,
     /// What to call the model; empty is the name in its file.
@@ -63,6 +66,7 @@ impl Default for EngineConfig {
             queue_max: 256,
             sequences_max: 16_384,
             tenant_sequences_max: 2_048,
+            tenant_kv_percent_max: 100,
             unread_tokens_max: UNREAD_TOKENS_MAX,
             model_name: String::new(),
             // The standard library's hash keys are the randomness at hand without a dependency.
@@ -81,6 +85,7 @@ impl std::fmt::Debug for EngineConfig {
             .field("step_ms_target", &self.step_ms_target)
             .field("queue_max", &self.queue_max)
             .field("sequences_max", &self.sequences_max)
+            .field("tenant_kv_percent_max", &self.tenant_kv_percent_max)
             .field("tenant_sequences_max", &self.tenant_sequences_max)
             .field("unread_tokens_max", &self.unread_tokens_max)
             .field("model_name", &self.model_name)
@@ -179,6 +184,7 @@ pub(crate) fn assemble(
         ledger: Ledger::default(),
         sequences_max: config.sequences_max,
         tenant_sequences_max: config.tenant_sequences_max,
+        tenant_kv_percent_max: config.tenant_kv_percent_max,
         unread_tokens_max: config.unread_tokens_max.max(1),
         sequences: AtomicUsize::new(0),
         ids: AtomicU64::new(1),

@@ -61,6 +61,8 @@ pub struct Config {
     pub step_tokens_max: u32,
     /// Sequences in one batch at most.
     pub sequences_running_max: u32,
+    /// How long a step in which somebody decodes should take at most; prompts are computed in pieces that fit. 0 is no target.
+    pub step_ms_target: u32,
     /// Commands that may wait for the engine.
     pub queue_max: usize,
     /// The operator's token; by default one is made once and kept in the data folder.
@@ -79,6 +81,10 @@ pub struct Config {
     pub instances_max: u32,
     /// Requests of one tenant at once, unless the tenant has its own number.
     pub tenant_requests_max: u32,
+    /// Sequences of one tenant that may be alive, over all its components.
+    pub tenant_sequences_max: usize,
+    /// Percent of a model's KV blocks that a tenant may hold, unless the tenant has its own number.
+    pub tenant_kv_percent_max: u32,
     /// Memory of all running components of one tenant together.
     pub tenant_memory_mib: u64,
     /// Address space of the process that compiles an upload.
@@ -169,6 +175,7 @@ impl Default for Config {
             packed_dir: None,
             step_tokens_max: 256,
             sequences_running_max: 64,
+            step_ms_target: 50,
             queue_max: 256,
             admin_token: None,
             cors_origins: vec!["*".to_owned()],
@@ -178,6 +185,8 @@ impl Default for Config {
             tenant_sockets_max: 128,
             instances_max: 128,
             tenant_requests_max: 64,
+            tenant_sequences_max: 2048,
+            tenant_kv_percent_max: 50,
             tenant_memory_mib: 1024,
             compile_memory_mib: 4096,
             compile_ms_max: 60_000,
@@ -343,6 +352,19 @@ impl Config {
                 self.sequences_running_max.into(),
                 1,
                 1 << 16,
+            ),
+            ("step_ms_target", self.step_ms_target.into(), 0, MS),
+            (
+                "tenant_sequences_max",
+                self.tenant_sequences_max as u64,
+                1,
+                COUNT,
+            ),
+            (
+                "tenant_kv_percent_max",
+                self.tenant_kv_percent_max.into(),
+                1,
+                100,
             ),
             ("queue_max", self.queue_max as u64, 1, COUNT),
             ("write_ms_max", self.write_ms_max, 1, MS),

@@ -174,6 +174,9 @@ async fn load_base(
     let engine_config = EngineConfig {
         step_tokens_max: config.step_tokens_max,
         sequences_running_max: config.sequences_running_max.min(config.step_tokens_max),
+        step_ms_target: config.step_ms_target,
+        tenant_sequences_max: config.tenant_sequences_max,
+        tenant_kv_percent_max: config.tenant_kv_percent_max,
         queue_max: config.queue_max,
         model_name: name.clone(),
         observer: Some(observer),

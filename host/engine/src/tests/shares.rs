@@ -262,6 +262,31 @@ fn a_tenant_has_a_bounded_number_of_sequences_and_the_others_theirs() {
 }
 
 #[test]
+fn a_tenant_without_a_number_gets_its_part_of_the_blocks_and_room_for_one_long_sequence() {
+    for (kv_blocks, percent, expected) in [(100, 50, 50), (100, 1, 25), (100, 100, 100)] {
+        let scripted = Scripted {
+            kv_blocks,
+            context_length: 400,
+            ..Scripted::default()
+        };
+        let config = EngineConfig {
+            tenant_kv_percent_max: percent,
+            ..EngineConfig::default()
+        };
+        let mut engine = Stepped::new(scripted, config);
+        let owner = Owner {
+            kv_blocks_max: u32::MAX,
+            ..OWNER
+        };
+        let _many: Vec<Sequence> = (0..20)
+            .map(|i| sequence_of(&engine, owner, &[i; 390]))
+            .collect();
+        engine.steps(100);
+        assert_eq!(engine.client.stats().blocks_held, expected);
+    }
+}
+
+#[test]
 fn a_dropped_run_lets_go_of_its_sequences_at_once() {
     let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
     let sequence = engine.sequence(&[1; 20]);
