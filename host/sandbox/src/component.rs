@@ -8,7 +8,7 @@ use crate::config::{Compiler, SandboxConfig};
 use crate::describe::Description;
 use crate::error::{Rejected, SandboxError};
 use crate::state::State;
-use crate::{compile_worker, engine_config, imports, validate};
+use crate::{Inner, compile_worker, engine_config, imports, validate};
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -191,11 +191,8 @@ fn deserialize(engine: &Engine, code: Authentic<'_>) -> Result<Component, Sandbo
 }
 
 /// Checks and compiles an upload, and tries that the result can be loaded.
-pub(crate) async fn compile(
-    loader: &Loader,
-    config: &SandboxConfig,
-    wasm: Vec<u8>,
-) -> Result<Artifact, Rejected> {
+pub(crate) async fn compile(inner: &Arc<Inner>, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
+    let Inner { loader, config, .. } = &**inner;
     let bytes_max = config.limits.memory_bytes_max;
     let wasm: Arc<[u8]> = wasm.into();
     let checked = Arc::clone(&wasm);
@@ -220,12 +217,17 @@ pub(crate) async fn compile(
             wall_ms_max,
         } => compile_worker::run(program, args, *memory_bytes_max, *wall_ms_max, &wasm).await?,
     };
-    let artifact = loader.sign(&code);
-    match loader.load("upload", &artifact) {
-        Ok(_) => Ok(artifact),
-        Err(SandboxError::Contract(what)) => Err(Rejected::World(what)),
-        Err(error) => Err(Rejected::Host(std::io::Error::other(error))),
-    }
+    // A tag over hundreds of megabytes takes a while, and so does loading them.
+    let inner = Arc::clone(inner);
+    on_a_thread(move || {
+        let artifact = inner.loader.sign(&code);
+        match inner.loader.load("upload", &artifact) {
+            Ok(_) => Ok(artifact),
+            Err(SandboxError::Contract(what)) => Err(Rejected::World(what)),
+            Err(error) => Err(Rejected::Host(std::io::Error::other(error))),
+        }
+    })
+    .await?
 }
 
 async fn on_a_thread<T: Send + 'static>(

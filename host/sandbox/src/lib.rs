@@ -94,7 +94,7 @@ impl Sandbox {
     /// # Errors
     /// Everything is the uploader's to mend, except [`Rejected::Host`].
     pub async fn compile(&self, wasm: Vec<u8>) -> Result<Artifact, Rejected> {
-        component::compile(&self.inner.loader, &self.inner.config, wasm).await
+        component::compile(&self.inner, wasm).await
     }
 
     /// Makes a compiled component ready to run. `name` stands in logs and errors.
