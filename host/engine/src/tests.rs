@@ -250,7 +250,7 @@ fn a_long_prompt_does_not_stop_the_prompts_of_another_tenant() {
     let _long = engine.sequence(&[2; 2000]);
     engine.steps(20);
     let short = engine.client.sequence(tenant(2), &Account::new()).unwrap();
-    short.append(&[3; 15]).unwrap();
+    short.append([3; 15]).unwrap();
     let mut run = engine.start(&short, greedy(1));
     engine.steps(5);
     assert!(run.try_next().is_some(), "15 rows take a few of 5 steps");
@@ -267,7 +267,7 @@ fn one_tenant_with_many_requests_does_not_keep_another_waiting() {
     let _runs: Vec<Run> = many.iter().map(|s| engine.start(s, greedy(10))).collect();
     engine.steps(15);
     let one = engine.client.sequence(tenant(2), &Account::new()).unwrap();
-    one.append(&[3]).unwrap();
+    one.append([3]).unwrap();
     let mut run = engine.start(&one, greedy(10));
     engine.steps(20);
     let events = run.try_next().unwrap().unwrap();
@@ -287,7 +287,7 @@ fn prompts_are_computed_in_the_proportion_of_weights() {
     };
     let prompts = [tenant(1), heavy].map(|owner| {
         let sequence = engine.client.sequence(owner, &Account::new()).unwrap();
-        sequence.append(&[1; 4000]).unwrap();
+        sequence.append([1; 4000]).unwrap();
         sequence
     });
     engine.steps(100);
@@ -367,7 +367,7 @@ fn a_rewind_takes_back_tokens_and_blocks() {
     block_on(sequence.rewind(10)).unwrap();
     engine.steps(1);
     assert_eq!(engine.client.stats().blocks_held, 1);
-    assert_eq!(sequence.append(&[8; 2]), Ok(12));
+    assert_eq!(sequence.append([8; 2]), Ok(12));
     let mut run = engine.start(&sequence, greedy(3));
     let rewound = engine.finish(&mut run);
     let direct = engine.sequence(&[&[7; 10][..], &[8; 2]].concat());
@@ -410,7 +410,7 @@ fn a_cancelled_job_ends_and_the_others_of_its_run_go_on() {
     assert_eq!(events[0].finished, stopped(StopReason::Cancelled));
     assert_eq!(events[0].tokens.len(), 2);
     assert_eq!(events[1].finished, stopped(StopReason::MaxTokens));
-    assert_eq!(a.append(&[1]), Ok(4), "what was made stays");
+    assert_eq!(a.append([1]), Ok(4), "what was made stays");
 }
 
 #[test]
@@ -421,18 +421,14 @@ fn a_full_queue_is_refused_not_buffered_and_still_takes_drops() {
     };
     let mut engine = Stepped::new(Scripted::default(), config);
     let sequence = engine.sequence(&[1]);
-    sequence.append(&[2]).unwrap();
-    let full = sequence.append(&[3]).unwrap_err();
+    sequence.append([2]).unwrap();
+    let full = sequence.append([3]).unwrap_err();
     assert!(matches!(full, EngineError::Overloaded { .. }));
     let other = engine.client.sequence(tenant(2), &Account::new()).unwrap();
-    assert_eq!(other.append(&[1]), Ok(1), "one tenant cannot fill it");
+    assert_eq!(other.append([1]), Ok(1), "one tenant cannot fill it");
     engine.steps(1);
-    assert_eq!(
-        sequence.append(&[3]),
-        Ok(3),
-        "the refused one left no trace"
-    );
-    sequence.append(&[4]).unwrap();
+    assert_eq!(sequence.append([3]), Ok(3), "the refused one left no trace");
+    sequence.append([4]).unwrap();
     drop((sequence, other));
     engine.steps(1);
     assert_eq!(engine.free(), 1024);
@@ -444,10 +440,7 @@ fn a_sequence_in_a_run_is_not_changed_by_others() {
     let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
     let sequence = engine.sequence(&[1, 2]);
     let mut run = engine.start(&sequence, greedy(3));
-    assert!(matches!(
-        sequence.append(&[1]),
-        Err(EngineError::Invalid(_))
-    ));
+    assert!(matches!(sequence.append([1]), Err(EngineError::Invalid(_))));
     assert!(matches!(
         block_on(sequence.rewind(0)),
         Err(EngineError::Invalid(_))
@@ -465,7 +458,7 @@ fn a_sequence_in_a_run_is_not_changed_by_others() {
     assert!(matches!(error, EngineError::Invalid(_)));
     engine.client.start(vec![job]).expect("not claimed in vain");
     engine.finish(&mut run);
-    assert_eq!(sequence.append(&[1]), Ok(6));
+    assert_eq!(sequence.append([1]), Ok(6));
 }
 
 #[test]
@@ -476,11 +469,11 @@ fn wrong_calls_are_named() {
     };
     let sequence = engine.client.sequence(OWNER, &Account::new()).unwrap();
     check(
-        sequence.append(&[259]),
+        sequence.append([259]),
         "token 259 is not in the vocabulary of 259",
     );
     check(
-        sequence.append(&[0; 5000]),
+        sequence.append([0; 5000]),
         "the context is full, 4096 more tokens would fit",
     );
     let start = |sequence, policy| {
@@ -505,7 +498,7 @@ fn wrong_calls_are_named() {
     };
     let poor = engine.client.sequence(owner, &Account::new());
     check(
-        poor.unwrap().append(&[0; 33]),
+        poor.unwrap().append([0; 33]),
         "quota: 33 tokens need 3 KV blocks, the tenant may hold 2",
     );
     assert!(engine.client.start(Vec::new()).is_err());
@@ -558,7 +551,7 @@ fn a_sequence_that_outgrows_its_tenant_fails_with_the_numbers() {
         ..OWNER
     };
     let sequence = engine.client.sequence(owner, &Account::new()).unwrap();
-    sequence.append(&[1; 20]).unwrap();
+    sequence.append([1; 20]).unwrap();
     let mut run = engine.start(&sequence, greedy(1000));
     let events = engine.finish(&mut run);
     let Some(Finish::Failed(EngineError::Quota { what, .. })) = &events[0].finished else {
@@ -695,7 +688,7 @@ fn the_owner_thread_serves_many_callers_at_once() {
     let client = engine.client();
     let say = |first: u32| {
         let sequence = client.sequence(tenant(first), &Account::new()).unwrap();
-        sequence.append(&[first, 1, 2]).unwrap();
+        sequence.append([first, 1, 2]).unwrap();
         let fork = block_on(sequence.fork()).unwrap();
         let mut run = client
             .start(vec![Job {
@@ -738,7 +731,7 @@ fn a_panic_of_the_executor_ends_every_wait() {
     let engine = scripted::engine(scripted, EngineConfig::default());
     let client = engine.client();
     let sequence = client.sequence(OWNER, &Account::new()).unwrap();
-    sequence.append(&[1]).unwrap();
+    sequence.append([1]).unwrap();
     let job = Job {
         sequence: &sequence,
         policy: greedy(100),
@@ -765,7 +758,7 @@ fn shutting_down_fails_what_runs_and_what_waits() {
     let engine = scripted::engine(scripted, EngineConfig::default());
     let client = engine.client();
     let sequence = client.sequence(OWNER, &Account::new()).unwrap();
-    sequence.append(&[1; 3000]).unwrap();
+    sequence.append([1; 3000]).unwrap();
     let job = Job {
         sequence: &sequence,
         policy: greedy(1000),

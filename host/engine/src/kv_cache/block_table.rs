@@ -112,13 +112,13 @@ mod tests {
         }
         let mut child = parent.fork(2, &mut pool);
         assert_eq!(pool.held(), 2);
-        assert!((pool.refs(child.blocks()[1]) > 1) && !child.holds_alone(&pool));
+        assert!(pool.refs(child.blocks()[1]) > 1 && !child.holds_alone(&pool));
         child.set_pinned(true, &mut pool);
         let copy = pool.take(0).unwrap();
         child.replace(1, copy, &mut pool);
-        assert!(!(pool.refs(child.blocks()[1]) > 1) && child.holds_alone(&pool));
-        assert!(!(pool.refs(parent.blocks()[1]) > 1));
-        assert!((pool.refs(parent.blocks()[0]) > 1));
+        assert!(pool.refs(child.blocks()[1]) == 1 && child.holds_alone(&pool));
+        assert!(pool.refs(parent.blocks()[1]) == 1);
+        assert!(pool.refs(parent.blocks()[0]) > 1);
         pool.assert_matches([(0, &parent), (0, &child)].into_iter());
         assert_eq!((pool.pinned(), pool.pinned_by(0)), (2, 2));
         child.set_pinned(false, &mut pool);
