@@ -3,8 +3,8 @@
 //! A request is authenticated and admitted before its body is read; what it holds (its place, its memory, its component,
 //! its sequences) is dropped with its future or its body, so a client that hangs up frees everything.
 //!
-//! One way for all: [`body`] reads, [`request`] gives it a type, [`route`] finds who answers, [`generation`] drives the
-//! answer, and a file of [`framing`] writes it down.
+//! One way for all: `body` reads, `request` gives it a type, `route` finds who answers, `generation` drives the
+//! answer, and a file of `framing` writes it down.
 
 mod body;
 mod embeddings;
