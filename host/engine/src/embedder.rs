@@ -110,8 +110,12 @@ impl EmbedderClient {
     }
 
     /// The tokens of a text as the model was trained to read it. Names of control tokens in it are text.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
-        self.0.text.encode(text, Specials::Literal, true)
+    ///
+    /// # Errors
+    /// `Invalid` for a text that the model's context does not hold, as soon as that is known.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let encoded = (self.0.text).encode(text, Specials::Literal, true, self.context());
+        encoded.map_err(|error| EngineError::Invalid(error.to_string()))
     }
 
     /// Whether the model is gone.

@@ -84,7 +84,7 @@ fn a_chat_is_answered_and_its_turn_ended() {
     };
     let prompt = client
         .text()
-        .chat_tokens(&[message], &[], true)
+        .chat_tokens(&[message], &[], true, usize::MAX)
         .expect("the template renders");
     let answers = start(&client, &[sequence(&client, &prompt)], 300);
     // However activations are rounded: other words may differ.
@@ -104,7 +104,10 @@ fn a_group_says_what_each_of_it_says_alone() {
         "1, 2, 3, 4,",
         "Water boils at",
     ];
-    let encode = |text| client.text().encode(text, Specials::Literal, true);
+    let encode = |text| {
+        let tokens = client.text().encode(text, Specials::Literal, true, 100);
+        tokens.expect("a short text")
+    };
     let mut sequences: Vec<Sequence> = prompts
         .iter()
         .map(|prompt| sequence(&client, &encode(prompt)))

@@ -20,24 +20,17 @@ pub struct BaseModel {
     pub client: Client,
     /// Seconds since 1970 at which it was loaded.
     pub created: i64,
-    /// Bytes of its longest token.
+    /// The most bytes of a text that one token stands for; `usize::MAX` where there is no such number.
     pub token_bytes_max: usize,
 }
 
 impl BaseModel {
     /// A model that was just loaded.
     pub fn new(name: String, client: Client, created: i64) -> BaseModel {
-        let text = client.text();
-        let bytes = |token| {
-            text.token_bytes(token)
-                .len()
-                .max(text.token_text(token).len())
-        };
-        let token_bytes_max = (0..client.facts().vocab_size).map(bytes).max();
         BaseModel {
             name,
             created,
-            token_bytes_max: token_bytes_max.unwrap_or(0),
+            token_bytes_max: client.text().text_bytes_max(1),
             client,
         }
     }

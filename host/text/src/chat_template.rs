@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const FUEL: u64 = 500_000;
 /// Stack of one rendering, twice what lists as deep as the fuel can nest them need. Only what is used takes memory.
 const STACK_BYTES: usize = 256 << 20;
-/// Size of a rendered prompt, in bytes.
+/// Size of a rendered prompt, in bytes, whatever the model can read.
 const RENDERED_BYTES_MAX: usize = 16 << 20;
 
 /// What is used when the model file has no template: ChatML.
@@ -125,12 +125,14 @@ impl ChatTemplate {
     /// Renders a chat; `open_turn` adds the header of the assistant's turn.
     ///
     /// # Errors
-    /// [`TextError::Template`] with the template's own words where it refuses the messages.
+    /// [`TextError::Template`] with the template's own words where it refuses the messages;
+    /// [`TextError::RenderedTooLong`] as soon as it writes more than there is room for.
     pub(crate) fn render(
         &self,
         messages: &[ChatMessage],
         tools: &[serde_json::Value],
         open_turn: bool,
+        room: Room<'_>,
     ) -> Result<String, TextError> {
         // A template can nest lists as deep as its fuel lasts, and printing, comparing or just dropping them recurses.
         // On a stack of the caller's size that would end the process; some 30 µs for a thread are the price.
@@ -138,7 +140,7 @@ impl ChatTemplate {
             std::thread::Builder::new()
                 .name("chat template".to_owned())
                 .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || self.render_here(messages, tools, open_turn))
+                .spawn_scoped(scope, || self.render_here(messages, tools, open_turn, room))
                 .map_err(|error| TextError::Template(error.to_string()))?
                 .join()
                 .unwrap_or_else(|_| Err(TextError::Template("it failed".to_owned())))
@@ -150,6 +152,7 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         tools: &[serde_json::Value],
         open_turn: bool,
+        room: Room<'_>,
     ) -> Result<String, TextError> {
         let refused = |error: minijinja::Error| TextError::Template(describe(&error));
         let template = self.environment.get_template("chat").map_err(refused)?;
@@ -164,25 +167,67 @@ impl ChatTemplate {
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
         };
-        let mut rendered = Bounded(Vec::new());
-        template
-            .render_captured_to(variables, &mut rendered)
-            .map_err(refused)?;
-        String::from_utf8(rendered.0).map_err(|error| TextError::Template(error.to_string()))
+        let mut rendered = Bounded::new(room);
+        let result = template.render_captured_to(variables, &mut rendered);
+        if rendered.is_full {
+            return Err(TextError::RenderedTooLong {
+                bytes_max: room.kept_max.min(RENDERED_BYTES_MAX),
+            });
+        }
+        result.map_err(refused)?;
+        String::from_utf8(rendered.bytes).map_err(|error| TextError::Template(error.to_string()))
     }
 }
 
-/// Output that refuses to grow beyond [`RENDERED_BYTES_MAX`].
-struct Bounded(Vec<u8>);
+/// How much a template may write: [`RENDERED_BYTES_MAX`] bytes, of which `kept_max` may come into tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room<'k> {
+    pub(crate) kept_max: usize,
+    pub(crate) kept_bytes: &'k [bool; 256],
+}
 
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > RENDERED_BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "the rendered chat is larger than {RENDERED_BYTES_MAX} bytes"
-            )));
+impl Room<'static> {
+    /// All that any template may write.
+    pub(crate) const ALL: Room<'static> = Room {
+        kept_max: RENDERED_BYTES_MAX,
+        kept_bytes: &[true; 256],
+    };
+}
+
+/// How many of `bytes` are kept.
+pub(crate) fn kept(kept_bytes: &[bool; 256], bytes: &[u8]) -> usize {
+    let kept = bytes.iter().filter(|byte| kept_bytes[**byte as usize]);
+    kept.count()
+}
+
+/// Output that refuses to grow beyond its room.
+struct Bounded<'k> {
+    bytes: Vec<u8>,
+    kept: usize,
+    room: Room<'k>,
+    is_full: bool,
+}
+
+impl Bounded<'_> {
+    fn new(room: Room<'_>) -> Bounded<'_> {
+        Bounded {
+            bytes: Vec::new(),
+            kept: 0,
+            room,
+            is_full: false,
         }
-        self.0.extend_from_slice(bytes);
+    }
+}
+
+impl io::Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.kept += kept(self.room.kept_bytes, bytes);
+        self.is_full =
+            self.kept > self.room.kept_max || self.bytes.len() + bytes.len() > RENDERED_BYTES_MAX;
+        if self.is_full {
+            return Err(io::Error::other("it is too long"));
+        }
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -287,7 +332,12 @@ mod tests {
     }
 
     fn render(source: Option<&str>, messages: &[ChatMessage]) -> Result<String, TextError> {
-        ChatTemplate::new(source, &[], "<s>".into(), "</s>".into())?.render(messages, &[], true)
+        ChatTemplate::new(source, &[], "<s>".into(), "</s>".into())?.render(
+            messages,
+            &[],
+            true,
+            Room::ALL,
+        )
     }
 
     #[test]
@@ -325,7 +375,8 @@ mod tests {
     fn a_template_that_grows_without_bound_is_cut_off() {
         let source = "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}";
         let error = render(Some(source), &[message("user", &"x".repeat(1 << 16))]);
-        assert!(matches!(error, Err(TextError::Template(_))), "{error:?}");
+        let bytes_max = RENDERED_BYTES_MAX;
+        assert_eq!(error, Err(TextError::RenderedTooLong { bytes_max }));
     }
 
     #[derive(serde::Deserialize)]
@@ -383,7 +434,12 @@ mod tests {
                     bos_token: "<bos>".into(),
                     eos_token: "<eos>".into(),
                 };
-                template.render(&messages, &chat.tools, chat.open_turn.unwrap_or(true))
+                template.render(
+                    &messages,
+                    &chat.tools,
+                    chat.open_turn.unwrap_or(true),
+                    Room::ALL,
+                )
             });
             let right = match (&case.expected, &case.error, &rendered) {
                 (Some(expected), _, Ok(rendered)) => expected == rendered,
@@ -417,14 +473,14 @@ mod tests {
             message("user", "bye"),
         ];
         assert_eq!(
-            template.render(&chat, &[], true).as_deref(),
+            template.render(&chat, &[], true, Room::ALL).as_deref(),
             Ok(concat!(
                 "<bos><start_of_turn>user\nBe brief.\n\nhi<end_of_turn>\n",
                 "<start_of_turn>model\nHello.<end_of_turn>\n",
                 "<start_of_turn>user\nbye<end_of_turn>\n<start_of_turn>model\n"
             ))
         );
-        let refused = template.render(&chat[2..3], &[], true);
+        let refused = template.render(&chat[2..3], &[], true, Room::ALL);
         assert!(
             matches!(refused, Err(TextError::Template(_))),
             "{refused:?}"

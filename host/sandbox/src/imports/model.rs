@@ -1,5 +1,6 @@
 //! `realm:llm/model`: opening models, and what needs no KV.
 
+use crate::GuestError;
 use crate::bindings::realm::llm::model::{Facts, Host, HostModel};
 use crate::bindings::realm::llm::types::{Message, Role, Tool};
 use crate::cpu::{CpuMeter, off_thread};
@@ -7,7 +8,7 @@ use crate::imports::Failure;
 use crate::memory::{HANDLE_BYTES, Held};
 use crate::state::State;
 use realm_engine::Client;
-use realm_engine::text::{ChatMessage, Specials, ToolCall};
+use realm_engine::text::{ChatMessage, Specials, TextError, ToolCall};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use wasmtime::component::Resource;
@@ -47,11 +48,16 @@ impl HostModel for State {
         text: String,
     ) -> Result<Vec<u32>, Failure> {
         let client = self.table.get(&model)?.client.clone();
-        check_bytes(text.len(), self.tenant.limits.json_bytes_max)?;
-        Ok(off_thread(&self.cpu, move || {
-            client.text().encode(&text, Specials::Literal, false)
+        let bytes_max = self.tenant.limits.json_bytes_max;
+        check_bytes(text.len(), bytes_max)?;
+        // A text may be longer than the context: a component may cut it to pieces.
+        let tokens_max = bytes_max / size_of::<u32>();
+        let _held = (self.memory).hold(client.text().encode_bytes_max(text.len(), tokens_max))?;
+        off_thread(&self.cpu, move || {
+            let encoded = (client.text()).encode(&text, Specials::Literal, false, tokens_max);
+            encoded.map_err(|error| Failure::invalid(error.to_string()))
         })
-        .await?)
+        .await?
     }
 
     async fn decode(
@@ -89,6 +95,8 @@ impl HostModel for State {
             .into_iter()
             .map(tool_value)
             .collect::<Result<_, _>>()?;
+        let context = client.facts().context_length;
+        let _held = (self.memory).hold(client.text().chat_bytes_max(bytes, context as usize))?;
         chat_tokens(&Arc::clone(&self.cpu), client, messages, tools, open_turn).await
     }
 
@@ -106,10 +114,20 @@ pub(crate) async fn chat_tokens(
     tools: Vec<Value>,
     open_turn: bool,
 ) -> Result<Vec<u32>, Failure> {
-    let render = move || client.text().chat_tokens(&messages, &tools, open_turn);
-    off_thread(cpu, render)
-        .await?
-        .map_err(|error| Failure::invalid(error.to_string()))
+    let context = client.facts().context_length;
+    off_thread(cpu, move || {
+        let tokens = (client.text()).chat_tokens(&messages, &tools, open_turn, context as usize);
+        tokens.map_err(|error| not_tokens(error, context))
+    })
+    .await?
+}
+
+/// Why a prompt has no tokens: the model's context of `context` tokens does not hold it, or the template refuses it.
+pub(crate) fn not_tokens(error: TextError, context: u32) -> Failure {
+    match error.is_too_long() {
+        true => GuestError::ContextFull(context).into(),
+        false => Failure::invalid(error.to_string()),
+    }
 }
 
 fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Failure> {

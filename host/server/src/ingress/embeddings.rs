@@ -107,12 +107,12 @@ fn heap_bytes(request: &EmbeddingRequest) -> usize {
 async fn tokens(model: &EmbeddingModel, inputs: Vec<TextOrTokens>) -> ApiResult<Vec<Vec<u32>>> {
     let client = model.client.clone();
     let tokens = move |input| match input {
-        TextOrTokens::Text(text) => client.encode(&text),
-        TextOrTokens::Tokens(tokens) => tokens,
+        TextOrTokens::Text(text) => client.encode(&text).map_err(refused),
+        TextOrTokens::Tokens(tokens) => Ok(tokens),
     };
     tokio::task::spawn_blocking(move || inputs.into_iter().map(tokens).collect())
         .await
-        .map_err(|error| ApiError::internal(&error))
+        .map_err(|error| ApiError::internal(&error))?
 }
 
 fn refused(error: EngineError) -> ApiError {

@@ -1,7 +1,7 @@
 //! The `tojson` filter of chat templates: JSON as Python's `json.dumps` writes it, which is what models have seen.
 //! (minijinja's own filter has no spaces and escapes for HTML.)
 
-use super::Bounded;
+use super::{Bounded, Room};
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub(super) fn tojson(value: Value, options: Kwargs) -> std::result::Result<Value
         depth: 0,
         filled: false,
     };
-    let mut out = Bounded(Vec::new());
+    let mut out = Bounded::new(Room::ALL);
     let mut serializer = Serializer::with_formatter(&mut out, style);
     if sort_keys {
         let mut sorted = serde_json::to_value(&value).map_err(bad)?;
@@ -47,7 +47,7 @@ pub(super) fn tojson(value: Value, options: Kwargs) -> std::result::Result<Value
     } else {
         value.serialize(&mut serializer).map_err(bad)?;
     }
-    String::from_utf8(out.0).map(Value::from).map_err(bad)
+    String::from_utf8(out.bytes).map(Value::from).map_err(bad)
 }
 
 fn bad(error: impl Display) -> Error {

@@ -1,17 +1,16 @@
-//! Byte-level BPE (`gpt2`), by the `tokenizers` crate: text is cut into words, words into bytes, bytes are merged.
+//! Byte-level BPE (`gpt2`): text is cut into words, words into bytes, and bytes are merged by the `tokenizers` crate.
+//!
+//! The crate's own cutting keeps some fifty bytes for each byte of the text, so words are cut here, one at a time.
 
 use super::TextSource;
+use super::sink::{Full, Sink};
 use super::vocabulary::{Kind, kind_of};
-use super::words;
+use super::windows::{Symbol, WINDOW_BYTES, merge_in_windows};
+use super::words::{self, Cut};
 use crate::TextError;
 use std::sync::LazyLock;
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeBuilder};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesToChars;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
-};
 
 /// GPT-2's letters for the bytes that have no printable ASCII or Latin-1 letter of their own.
 static CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
@@ -48,9 +47,11 @@ pub(super) fn append_bytes(token: &str, out: &mut Vec<u8>) {
 
 /// Byte-level BPE with its rule for words.
 pub(super) struct ByteLevel {
-    words: Vec<Split>,
-    letters: BytesToChars,
+    words: Vec<Cut>,
+    whole_words: bool,
     bpe: BPE,
+    /// Bytes that have a token.
+    known: [bool; 256],
 }
 
 impl std::fmt::Debug for ByteLevel {
@@ -62,52 +63,82 @@ impl std::fmt::Debug for ByteLevel {
 impl ByteLevel {
     pub(super) fn new(source: TextSource) -> Result<ByteLevel, TextError> {
         let rule = words::rule(source.pre.as_deref())?;
-        let words = rule.expressions.iter().map(|expression| {
-            Split::new(
-                SplitPattern::Regex((*expression).to_owned()),
-                SplitDelimiterBehavior::Isolated,
-                false,
-            )
-            .map_err(|error| TextError::Vocabulary(error.to_string()))
-        });
+        let words = rule.expressions.iter().map(Cut::new);
+        let words = words.collect::<Result<_, _>>()?;
+        let bpe = bpe(source)?;
+        let known = CHARS.map(|letter| bpe.token_to_id(letter.encode_utf8(&mut [0; 4])).is_some());
         Ok(ByteLevel {
-            words: words.collect::<Result<_, _>>()?,
-            letters: BytesToChars::new(false, false, false),
-            bpe: bpe(source, rule.whole_words)?,
+            words,
+            whole_words: rule.whole_words,
+            bpe,
+            known,
         })
     }
 
-    /// Appends the tokens of `text`.
-    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut words = PreTokenizedString::from(text);
-        let cut = self
-            .words
-            .iter()
-            .try_for_each(|split| split.pre_tokenize(&mut words))
-            .and_then(|()| self.letters.pre_tokenize(&mut words))
-            .and_then(|()| words.tokenize(|word| self.bpe.tokenize(word.get())));
-        match cut {
-            Ok(()) => ids.extend(
-                words
-                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
-                    .into_iter()
-                    .flat_map(|(_, _, tokens)| tokens.iter().flatten())
-                    .map(|token| token.id),
-            ),
-            // Not seen to happen: the expressions are ours and the merges were checked. Single bytes are always right,
-            // if long.
-            Err(_) => ids.extend(text.bytes().filter_map(|byte| {
-                self.bpe
-                    .token_to_id(CHARS[byte as usize].encode_utf8(&mut [0; 4]))
-            })),
-        }
+    /// Which bytes have a token; the others are left out of a text.
+    pub(super) fn known_bytes(&self) -> &[bool; 256] {
+        &self.known
     }
+
+    /// Appends the tokens of `text`. Takes n log n steps for the n bytes of a word, and memory for a window of it.
+    pub(super) fn encode(&self, text: &str, sink: &mut Sink) -> Result<(), Full> {
+        words::each_word(&self.words, text, &mut |word| {
+            self.encode_word(word.as_bytes(), sink)
+        })
+    }
+
+    pub(super) fn encode_word(&self, word: &[u8], sink: &mut Sink) -> Result<(), Full> {
+        if word.len() <= WINDOW_BYTES {
+            if self.whole_words
+                && let Some(id) = self.bpe.token_to_id(&letters(word))
+            {
+                return sink.push(id);
+            }
+            return sink.extend(self.merge(word).into_iter().filter_map(|symbol| symbol.id));
+        }
+        // Bytes without a token are left out before merging, so that those beside them are neighbours.
+        let known: Vec<u8>;
+        let word = match word.iter().all(|byte| self.known[*byte as usize]) {
+            true => word,
+            false => {
+                let bytes = word.iter().copied();
+                known = bytes.filter(|byte| self.known[*byte as usize]).collect();
+                &known
+            }
+        };
+        merge_in_windows(
+            word,
+            WINDOW_BYTES,
+            |_, part| self.merge(part),
+            |sink, symbol, _| sink.extend(symbol.id),
+            sink,
+        )
+    }
+
+    /// What merging leaves of `bytes`.
+    pub(super) fn merge(&self, bytes: &[u8]) -> Vec<Symbol> {
+        let tokens = self.bpe.tokenize(&letters(bytes));
+        debug_assert!(
+            tokens.is_ok(),
+            "only an unknown token could be missing, and none is set"
+        );
+        let symbols = tokens.unwrap_or_default().into_iter().map(|token| Symbol {
+            id: Some(token.id),
+            bytes: token.value.chars().count(),
+        });
+        symbols.collect()
+    }
+}
+
+/// GPT-2's letters for `bytes`.
+fn letters(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| CHARS[*byte as usize]).collect()
 }
 
 /// The merges as the `tokenizers` crate wants them, checked here because it names a missing token without its place.
 ///
 /// Control tokens are kept out, so that no text of a stranger can spell one.
-fn bpe(source: TextSource, whole_words: bool) -> Result<BPE, TextError> {
+fn bpe(source: TextSource) -> Result<BPE, TextError> {
     let mut control = ahash::AHashSet::new();
     // The first of two equal tokens is the one that merges make.
     let mut vocabulary = ahash::AHashMap::with_capacity(source.tokens.len());
@@ -140,7 +171,6 @@ fn bpe(source: TextSource, whole_words: bool) -> Result<BPE, TextError> {
     BpeBuilder::new()
         .vocab_and_merges(vocabulary, merges)
         .cache_capacity(0)
-        .ignore_merges(whole_words)
         .build()
         .map_err(|error| TextError::Vocabulary(error.to_string()))
 }

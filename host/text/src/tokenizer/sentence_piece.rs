@@ -3,7 +3,9 @@
 //! Written here because GGUF files carry scores and no merge list, which is what the `tokenizers` crate would need.
 
 use super::TextSource;
+use super::sink::{Full, Sink};
 use super::vocabulary::{Kind, byte_of, kind_of};
+use super::windows::{self, WINDOW_BYTES, merge_in_windows};
 use crate::TextError;
 use ahash::AHashMap;
 use std::cmp::Ordering;
@@ -20,6 +22,7 @@ pub(super) struct SentencePiece {
     bytes: [Option<u32>; 256],
     unknown: Option<u32>,
     space_prefix: bool,
+    longest: usize, // bytes of a token in `ids`
 }
 
 /// A part of the text; parts form a doubly linked list in the order of the text.
@@ -87,34 +90,73 @@ impl SentencePiece {
             return Err(TextError::Vocabulary(why.into()));
         }
         Ok(SentencePiece {
-            ids,
             scores: source.scores,
             bytes,
             unknown: source.unk,
+            longest: ids.keys().map(String::len).max().unwrap_or(0),
+            ids,
             space_prefix: source.add_space_prefix.unwrap_or(true),
         })
     }
 
     /// Appends the tokens of `text`. `first`: it begins the whole text or follows a special token.
-    /// Takes n log n steps for n characters.
-    pub(super) fn encode(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
-        let mut spaced = String::with_capacity(text.len() + 8);
-        if first && self.space_prefix {
+    /// Takes n log n steps for n characters, and memory for a window of them.
+    pub(super) fn encode(&self, text: &str, first: bool, sink: &mut Sink) -> Result<(), Full> {
+        self.encode_by(WINDOW_BYTES, text, first, sink)
+    }
+
+    pub(super) fn encode_by(
+        &self,
+        window_bytes: usize,
+        text: &str,
+        first: bool,
+        sink: &mut Sink,
+    ) -> Result<(), Full> {
+        let has_prefix = first && self.space_prefix;
+        merge_in_windows(
+            text.as_bytes(),
+            window_bytes,
+            |start, part| self.merge(&String::from_utf8_lossy(part), has_prefix && start == 0),
+            |sink, symbol, part| match symbol.id {
+                Some(id) => sink.push(id),
+                None => {
+                    // The prefix has no bytes in the text.
+                    let part = match part {
+                        b"" | b" " => SPACE.as_bytes(),
+                        part => part,
+                    };
+                    let ids = part
+                        .iter()
+                        .map(|byte| self.bytes[*byte as usize].or(self.unknown));
+                    sink.extend(ids.flatten())
+                }
+            },
+            sink,
+        )
+    }
+
+    /// What joining leaves of `text`. A space of `text` is one byte of a symbol, the prefix is none.
+    fn merge(&self, text: &str, has_prefix: bool) -> Vec<windows::Symbol> {
+        let mut spaced = String::with_capacity(text.len() + SPACE.len());
+        if has_prefix {
             spaced.push_str(SPACE);
         }
         spaced.push_str(&text.replace(' ', SPACE));
         let mut symbols = symbols(&spaced);
         self.join(&spaced, &mut symbols);
-        for symbol in symbols.iter().filter(|symbol| symbol.bytes > 0) {
+        let mut characters = text.chars();
+        let mut after_prefix = !has_prefix;
+        let whole = symbols.iter().filter(|symbol| symbol.bytes > 0);
+        let whole = whole.map(|symbol| {
             let part = &spaced[symbol.start..symbol.start + symbol.bytes];
-            match self.ids.get(part) {
-                Some(id) => ids.push(*id),
-                None => ids.extend(
-                    part.bytes()
-                        .filter_map(|byte| self.bytes[byte as usize].or(self.unknown)),
-                ),
+            let count = part.chars().count() - usize::from(!after_prefix);
+            after_prefix = true;
+            windows::Symbol {
+                id: self.ids.get(part).copied(),
+                bytes: characters.by_ref().take(count).map(char::len_utf8).sum(),
             }
-        }
+        });
+        whole.collect()
     }
 
     /// Joins neighbours until no pair is a token; returns how many pairs it looked at.
@@ -155,6 +197,9 @@ impl SentencePiece {
     ) {
         let bytes = symbols[left].bytes + symbols[right].bytes;
         let start = symbols[left].start;
+        if bytes > self.longest {
+            return;
+        }
         if let Some(id) = self.ids.get(&text[start..start + bytes]) {
             let score = self.scores.get(*id as usize).copied().unwrap_or(0.0);
             pairs.push(Pair {

@@ -62,23 +62,26 @@ impl SpecialTokens {
     }
 
     /// Cuts `text` at special tokens. User-defined ones count always, control tokens only with [`Specials::Parse`].
-    pub(super) fn split<'t>(&self, text: &'t str, specials: Specials) -> Vec<Piece<'t>> {
+    pub(super) fn split<'t>(
+        &self,
+        text: &'t str,
+        specials: Specials,
+    ) -> impl Iterator<Item = Piece<'t>> {
         let finder = match specials {
             Specials::Parse => &self.all,
             Specials::Literal => &self.user_defined,
         };
-        let mut pieces = Vec::new();
+        let found = finder.automaton.find_iter(text).map(|found| {
+            let id = finder.ids[found.pattern().as_usize()];
+            (found.range(), Some(id))
+        });
+        let end = std::iter::once((text.len()..text.len(), None));
         let mut start = 0;
-        for found in finder.automaton.find_iter(text) {
-            if start < found.start() {
-                pieces.push(Piece::Text(&text[start..found.start()]));
-            }
-            pieces.push(Piece::Special(finder.ids[found.pattern().as_usize()]));
-            start = found.end();
-        }
-        if start < text.len() {
-            pieces.push(Piece::Text(&text[start..]));
-        }
-        pieces
+        found.chain(end).flat_map(move |(range, id)| {
+            let before = &text[start..range.start];
+            start = range.end;
+            let before = (!before.is_empty()).then_some(Piece::Text(before));
+            before.into_iter().chain(id.map(Piece::Special))
+        })
     }
 }
