@@ -41,6 +41,12 @@ enum Task {
     Cross(cross::Options),
     /// Formatting, clippy and the documentation build with warnings as errors, and cargo-deny where it is installed.
     Lint,
+    /// Checks every interleaving of the kernels' thread pool and of the engine's queue with loom.
+    Loom {
+        /// Only the models whose names contain this, for example `pool`
+        #[arg(default_value = "")]
+        model: String,
+    },
 }
 
 fn main() -> Result<()> {
@@ -55,6 +61,9 @@ fn main() -> Result<()> {
         Task::Guests(options) => guests::run(&options),
         Task::Cross(options) => cross::cross(&options),
         Task::Lint => lint(),
+        Task::Loom { model } => run(cargo()
+            .args(["run", "--release", "-p", "realm-loom", "--"])
+            .arg(model)),
     }
 }
 
