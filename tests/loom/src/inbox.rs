@@ -33,14 +33,21 @@ fn push<C>(queue: &Queue<C>, tenant: u32, command: C) -> Result<(), EngineError>
     queue.push(tenant, || Ok((Some(command), ())))
 }
 
-/// The engine sleeps whenever nothing is there, and nobody wakes it for nothing.
+/// The engine sleeps whenever nothing is there, and nobody wakes it for nothing. Each way in is once a sender's last, so that
+/// no later command makes up for a wake-up that it lost.
 fn arrive() {
     let queue = Arc::new(Queue::new(8));
     let senders = [ALICE, BOB].map(|tenant| {
         let queue = Arc::clone(&queue);
         spawn(move || {
-            assert_eq!(push(&queue, tenant, (tenant, 0)), Ok(()));
-            queue.give_up((tenant, 1), || ());
+            if tenant == BOB {
+                queue.give_up((tenant, 0), || ());
+            }
+            let number = u32::from(tenant == BOB);
+            assert_eq!(push(&queue, tenant, (tenant, number)), Ok(()));
+            if tenant == ALICE {
+                queue.give_up((tenant, 1), || ());
+            }
         })
     });
     let mut next = [0; 2];
