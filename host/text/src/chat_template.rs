@@ -143,7 +143,11 @@ impl ChatTemplate {
                 .spawn_scoped(scope, || self.render_here(messages, tools, open_turn, room))
                 .map_err(|error| TextError::Template(error.to_string()))?
                 .join()
-                .unwrap_or_else(|_| Err(TextError::Template("it failed".to_owned())))
+                .unwrap_or_else(|_| {
+                    Err(TextError::Template(
+                        "rendering stopped because of an internal error".to_owned(),
+                    ))
+                })
         })
     }
 
@@ -225,7 +229,7 @@ impl io::Write for Bounded<'_> {
         self.is_full =
             self.kept > self.room.kept_max || self.bytes.len() + bytes.len() > RENDERED_BYTES_MAX;
         if self.is_full {
-            return Err(io::Error::other("it is too long"));
+            return Err(io::Error::other("there is no room for more"));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -239,7 +243,7 @@ impl io::Write for Bounded<'_> {
 /// The error in one line; of `raise_exception` just the template's words.
 fn describe(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail(), error.line()) {
-        (ErrorKind::OutOfFuel, _, _) => "it takes too many steps".to_owned(),
+        (ErrorKind::OutOfFuel, _, _) => "it takes too many steps to render".to_owned(),
         (ErrorKind::InvalidOperation, Some(detail), _) if detail.starts_with(RAISED) => {
             detail[RAISED.len()..].to_owned()
         }
