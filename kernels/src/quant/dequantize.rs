@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "cannot be dequantised")]
+    #[should_panic(expected = "no way to dequantise")]
     fn a_type_that_is_only_recognised_is_our_own_misuse() {
         dequantize(BlockType::NVFP4, &[0; 36], &mut [0.0; 64]);
     }
