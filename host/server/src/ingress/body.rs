@@ -3,6 +3,7 @@
 //! charged until the client has taken them.
 
 use super::json;
+use crate::background;
 use crate::error::{ApiError, ApiResult};
 use crate::state::{App, RECEIVING_BYTES_MAX, TenantEntry};
 use axum::body::{Body, Bytes};
@@ -120,7 +121,7 @@ impl TenantBody {
         // The bytes go with the parser, as soon as it is done.
         let parse = move || parse(&bytes);
         let parsed = if is_large {
-            let parsed = tokio::task::spawn_blocking(parse).await;
+            let parsed = background::run(parse).await;
             parsed.map_err(|error| ApiError::internal(&error))??
         } else {
             parse()?
