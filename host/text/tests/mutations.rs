@@ -22,6 +22,8 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 const TEMPLATES: u64 = 6_000;
 const VOCABULARIES: u64 = 4_000;
+/// The longest damaged template or text.
+const SUBJECT_BYTES_MAX: usize = 32 << 10;
 /// What rendering one chat may take, whatever the template does.
 const RENDERING_BYTES_MAX: usize = 40 << 20;
 /// What a small vocabulary and a text of at most some kilobytes may take.
@@ -56,8 +58,8 @@ impl Random {
         (self.next() % end as u64) as usize
     }
 
-    fn one_of<'l, T>(&mut self, list: &'l [T]) -> &'l T {
-        &list[self.below(list.len())]
+    fn one_of<T: Clone>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())].clone()
     }
 
     /// A place between two characters.
@@ -85,11 +87,12 @@ impl Random {
     fn damage(&mut self, text: &mut String, words: &[&str], others: &[String]) {
         match self.below(6) {
             0 | 1 => {
-                let word = *self.one_of(words);
+                let word = self.one_of(words);
                 text.insert_str(self.place(text), word);
             }
             2 => {
-                let part = self.part(self.one_of(others)).to_owned();
+                let other = self.one_of(others);
+                let part = self.part(&other).to_owned();
                 text.insert_str(self.place(text), &part);
             }
             3 => {
@@ -105,6 +108,8 @@ impl Random {
                 text.insert_str(self.place(text), &part);
             }
         }
+        // Repeated repetitions would outgrow any bound.
+        text.truncate(text.floor_char_boundary(SUBJECT_BYTES_MAX));
     }
 }
 
@@ -320,13 +325,13 @@ fn damaged_templates() {
         let mut random = Random(seed);
         // Half of them begin as a template of a model, half as nothing.
         let mut template = match seed % 2 {
-            0 => random.one_of(&templates).clone(),
+            0 => random.one_of(&templates),
             _ => String::new(),
         };
         for _ in 0..1 + random.below(8) {
             random.damage(&mut template, JINJA, &templates);
         }
-        let (messages, tools) = random.one_of(&chats);
+        let (messages, tools) = &chats[random.below(chats.len())];
         let check = || renders_or_refuses(&template, messages, tools);
         match bounded("template", seed, RENDERING_BYTES_MAX, check) {
             true => rendered += 1,
@@ -415,7 +420,7 @@ fn damage(random: &mut Random, source: &mut TextSource, others: &[String]) {
         }
         7 if !source.scores.is_empty() => {
             let at = random.below(source.scores.len());
-            source.scores[at] = *random.one_of(&[
+            source.scores[at] = random.one_of(&[
                 0.0,
                 -0.0,
                 f32::NAN,
@@ -427,10 +432,10 @@ fn damage(random: &mut Random, source: &mut TextSource, others: &[String]) {
         }
         8 | 9 if !source.token_types.is_empty() => {
             let at = random.below(source.token_types.len());
-            source.token_types[at] = *random.one_of(&[1, 2, 3, 4, 5, 6, 0, -1, i32::MAX]);
+            source.token_types[at] = random.one_of(&[1, 2, 3, 4, 5, 6, 0, -1, i32::MAX]);
         }
         10 => {
-            let id = *random.one_of(&[None, Some(0), Some(tokens as u32), Some(u32::MAX)]);
+            let id = random.one_of(&[None, Some(0), Some(tokens as u32), Some(u32::MAX)]);
             let ids = [
                 &mut source.bos,
                 &mut source.eos,
@@ -447,12 +452,15 @@ fn damage(random: &mut Random, source: &mut TextSource, others: &[String]) {
                 0 => source.tokens.truncate(length),
                 1 => source.scores.truncate(length),
                 2 => source.token_types.truncate(length),
-                _ => source.add_space_prefix = *random.one_of(&[None, Some(true), Some(false)]),
+                _ => source.add_space_prefix = random.one_of(&[None, Some(true), Some(false)]),
             }
         }
         _ => {
-            source.pre =
-                Some((*random.one_of(&["smollm", "qwen2", "gpt-4o", "tekken", "?"])).to_owned());
+            source.pre = Some(
+                random
+                    .one_of(&["smollm", "qwen2", "gpt-4o", "tekken", "?"])
+                    .to_owned(),
+            );
         }
     }
 }
@@ -471,11 +479,11 @@ fn damaged_vocabularies() {
     let (mut accepted, mut refused) = (0, 0);
     for seed in 0..VOCABULARIES {
         let mut random = Random(seed);
-        let mut vocabulary = random.one_of(&seeds).clone();
+        let mut vocabulary = random.one_of(&seeds);
         for _ in 0..1 + random.below(6) {
             damage(&mut random, &mut vocabulary, &texts);
         }
-        let mut text = random.one_of(&texts).clone();
+        let mut text = random.one_of(&texts);
         random.damage(&mut text, TOKENS, &texts);
         let check = || is_refused_or_works(vocabulary, &text);
         match bounded("vocabulary", seed, TOKENISING_BYTES_MAX, check) {
