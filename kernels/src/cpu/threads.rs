@@ -259,7 +259,7 @@ mod tests {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads);
             for tasks in [0, 1, 2, 7, 100] {
-                for _ in 0..50 {
+                for _ in 0..if cfg!(miri) { 3 } else { 50 } {
                     let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
                     pool.run(tasks, &|i| {
                         counts[i].fetch_add(1, Ordering::Relaxed);
