@@ -298,7 +298,7 @@ mod tests {
             pool.run(10, &|_| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
-            assert_eq!(count.into_inner(), 10);
+            assert_eq!(count.load(Ordering::Relaxed), 10);
         }
     }
 
@@ -311,6 +311,6 @@ mod tests {
                 count.fetch_add(1, Ordering::Relaxed);
             });
         });
-        assert_eq!(count.into_inner(), 16);
+        assert_eq!(count.load(Ordering::Relaxed), 16);
     }
 }

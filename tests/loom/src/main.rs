@@ -5,6 +5,8 @@
 //! The sources are the real ones. What they take from `crate::sync` is the standard library's where they live and loom's
 //! here, so that no other crate has to know of loom. `cargo xtask loom` runs all models, `cargo xtask loom NAME` some.
 
+#![allow(clippy::unwrap_used, reason = "in a model it is an assertion")]
+
 mod inbox;
 mod pool;
 mod sync;
