@@ -9,7 +9,7 @@ use loom::thread::spawn;
 pub(crate) const MODELS: &[Model] = &[
     Model::new(
         "inbox: all commands arrive, each sender's in order",
-        None,
+        Some(4),
         arrive,
     ),
     Model::new("inbox: no more than there is room for", None, bound),

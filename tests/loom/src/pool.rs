@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 pub(crate) const MODELS: &[Model] = &[
     Model::new("pool: every task runs once and has ended", Some(5), once),
     Model::new("pool: a late worker keeps to its job", Some(4), two_jobs),
-    Model::new("pool: three threads share a job", Some(3), three_threads),
+    Model::new("pool: three threads share a job", Some(2), three_threads),
     Model::new("pool: a job wakes who sleeps", Some(4), wakes),
     Model::new("pool: a panic ends the job", Some(4), panics),
     Model::new("pool: two callers at once", Some(3), two_callers),
