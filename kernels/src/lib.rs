@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod quant;
 pub mod reference;
 mod shapes;
+mod sync;
 
 pub use cpu::{Activations, Cpu, KvLayer, KvType, LayerNorm, Matrix, Rounding, Turn};
 pub use quant::{BlockType, MatrixView};

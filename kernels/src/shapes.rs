@@ -93,12 +93,12 @@ impl Rope {
     ) -> Rope {
         assert!(
             dims.is_multiple_of(2) && dims <= head_dim,
-            "{dims} rotated elements in a head of {head_dim}"
+            "cannot rotate {dims} elements of a head of {head_dim}: the count must be even and fit the head"
         );
         let pairs = dims / 2;
         assert!(
             factors.is_none_or(|f| f.len() == pairs),
-            "one frequency factor for each of {pairs} pairs"
+            "there must be one frequency factor for each of the {pairs} pairs"
         );
         let frequencies: Vec<f64> = (0..pairs)
             .map(|i| {

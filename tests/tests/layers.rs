@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("realm-example-extract", &["realm-guest"]),
     ("realm-test-guests", &["realm-guest"]),
     ("realm-tests", &[]), // they know the wire only
+    ("realm-loom", &[]),  // it builds single files of others
     ("xtask", &[]),
 ];
 

@@ -33,7 +33,7 @@ impl Random {
 
     /// A value of any type, absurd ones among them.
     fn value(&mut self) -> Value {
-        match self.below(14) {
+        match self.below(16) {
             0 => Value::Null,
             1 => json!(true),
             2 => json!(-1),
@@ -47,11 +47,13 @@ impl Random {
             10 => json!([]),
             11 => json!({}),
             12 => json!([null, [[]], {"role": []}]),
+            13 => (0..100).fold(json!("deep"), |inner, _| json!([inner])),
+            14 => (0..100).fold(json!("deep"), |inner, _| json!({"content": inner})),
             _ => json!({"": {"type": "function", "content": [0]}}),
         }
     }
 
-    /// Replaces, removes or adds something somewhere in a JSON value.
+    /// Replaces, removes, repeats or adds something somewhere in a JSON value.
     fn damage(&mut self, value: &mut Value) {
         let count = match value {
             Value::Object(map) => map.len(),
@@ -63,26 +65,49 @@ impl Random {
             return;
         }
         let at = self.below(count);
-        let inner = match value {
-            Value::Object(map) => map.values_mut().nth(at),
-            Value::Array(list) => list.get_mut(at),
-            _ => None,
-        };
-        if let Some(inner) = inner {
-            self.damage(inner);
+        match value {
+            Value::Object(map) => {
+                let key = map.keys().nth(at).cloned().unwrap_or_default();
+                match self.below(8) {
+                    0 => drop(map.remove(&key)),
+                    1 => drop(map.insert(format!("{key}s"), self.value())),
+                    _ => self.damage(&mut map[&key]),
+                }
+            }
+            Value::Array(list) => match self.below(8) {
+                0 => drop(list.remove(at)),
+                1 => list.extend(vec![list[at].clone(); 1 + self.below(20)]),
+                _ => self.damage(&mut list[at]),
+            },
+            _ => (),
         }
     }
 
-    /// Flips, overwrites or cuts bytes, so that the text is often no JSON and no UTF-8 any more.
+    /// What parsers of JSON and of UTF-8 are known to stumble over.
+    fn snippet(&mut self) -> Vec<u8> {
+        match self.below(8) {
+            0 => b"[".repeat(20_000),
+            1 => b"{\"a\":".repeat(20_000),
+            2 => b"\\ud800".to_vec(),
+            3 => b"\xed\xa0\x80".to_vec(),
+            4 => b"1e999".to_vec(),
+            5 => b"9".repeat(5_000),
+            6 => b"\"model\":\"\",\"id\":1,\"model\":null,".to_vec(),
+            _ => b"\xef\xbb\xbf".to_vec(),
+        }
+    }
+
+    /// Flips, overwrites, cuts or puts in bytes, so that the text is often no JSON and no UTF-8 any more.
     fn damage_bytes(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..1 + self.below(3) {
             if bytes.is_empty() {
                 return;
             }
             let at = self.below(bytes.len());
-            match self.below(3) {
+            match self.below(4) {
                 0 => bytes[at] ^= 1 << self.below(8),
                 1 => bytes[at] = b"{}[]\",:0\\\xff\x00"[self.below(11)],
+                2 => drop(bytes.splice(at..at, self.snippet())),
                 _ => bytes.truncate(at),
             }
         }
@@ -93,7 +118,11 @@ impl Random {
 fn full_body() -> Value {
     json!({
         "model": MODEL, "prompt": "Once upon a time", "input": ["a text"], "encoding_format": "float",
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+        "messages": [
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hello"}], "name": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "12"},
+        ],
         "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "n": 2, "stop": ["a", "b"], "seed": 7,
         "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"5": -10},
         "logprobs": true, "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
@@ -201,12 +230,17 @@ fn frame(random: &mut Random) -> Message {
     }
     random.damage(&mut frame);
     let mut bytes = frame.to_string().into_bytes();
-    match random.below(6) {
+    match random.below(8) {
         0 => Message::binary(bytes),
         1 | 2 => {
             random.damage_bytes(&mut bytes);
             Message::text(String::from_utf8_lossy(&bytes).into_owned())
         }
+        3 => {
+            bytes.truncate(random.below(126)); // a ping's most
+            Message::Ping(bytes.into())
+        }
+        4 => Message::text(""),
         _ => Message::text(String::from_utf8_lossy(&bytes).into_owned()),
     }
 }

@@ -41,6 +41,17 @@ enum Task {
     Cross(cross::Options),
     /// Formatting, clippy and the documentation build with warnings as errors, and cargo-deny where it is installed.
     Lint,
+    /// Checks every interleaving of the kernels' thread pool and of the engine's queue with loom.
+    Loom {
+        /// Only the models whose names contain this, for example `pool`
+        #[arg(default_value = "")]
+        model: String,
+    },
+    /// Looks for undefined behaviour in the kernels' unsafe code with Miri, on the portable instruction set.
+    Miri {
+        /// Only the tests whose names contain one of these; by default those that end within minutes
+        tests: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -55,6 +66,10 @@ fn main() -> Result<()> {
         Task::Guests(options) => guests::run(&options),
         Task::Cross(options) => cross::cross(&options),
         Task::Lint => lint(),
+        Task::Loom { model } => run(cargo()
+            .args(["run", "--release", "-p", "realm-loom", "--"])
+            .arg(model)),
+        Task::Miri { tests } => miri(&tests),
     }
 }
 
@@ -119,6 +134,35 @@ fn deny() -> Result<()> {
         return Ok(());
     }
     run(cargo().args(["deny", "check", "bans", "licenses", "sources"]))
+}
+
+/// The kernels' tests that take Miri some minutes in all and touch most of what is unsafe.
+const MIRI_TESTS: [&str; 9] = [
+    "cpu::threads",
+    "cpu::turns",
+    "matmul_is_the_reference",
+    "a_copied_block",
+    "a_nan_spoils",
+    "gathered_activations",
+    "matmul_add",
+    "zeros_and_tiny_rows",
+    "norm_is_norm_then_quantise",
+];
+
+/// Runs tests of the kernels under Miri, which belongs to the nightly toolchain.
+fn miri(tests: &[String]) -> Result<()> {
+    let chosen = match tests {
+        [] => MIRI_TESTS.map(str::to_owned).to_vec(),
+        tests => tests.to_vec(),
+    };
+    run(Command::new("cargo")
+        .current_dir(paths::root())
+        .args(["+nightly", "miri", "test", "-p", "realm-kernels"])
+        .args(["--lib", "--test", "conformance", "--"])
+        .args(chosen)
+        // Without, sines and the like differ a little from call to call, on purpose.
+        .env("MIRIFLAGS", "-Zmiri-deterministic-floats"))
+    .context("Miri is needed: rustup toolchain install nightly --component miri")
 }
 
 /// The cargo that runs this task, in the workspace's root.

@@ -4,16 +4,21 @@
 //! handle, a cancelled job, a reader that caught up) are never refused; their number is bounded by the handles alive.
 //! Everything a caller checks about a sequence it checks under this lock, so checks and queue order agree.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod queue;
+
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::client::Owner;
 use crate::emitter::Generation;
-use crate::error::{EngineError, OVERLOADED};
+use crate::error::EngineError;
 use crate::outlet::Outlet;
 use crate::sequence::SharedSequence;
+use queue::Queue;
+
+/// The queue of the engine.
+pub(crate) type Inbox = Queue<Command>;
 
 /// A sequence to decode, and what follows its tokens.
 pub(crate) type StartedJob = (Arc<SharedSequence>, Box<Generation>);
@@ -70,113 +75,5 @@ impl Command {
             | Command::CancelJob { .. }
             | Command::Resume { .. } => None,
         }
-    }
-}
-
-pub(crate) struct Inbox {
-    state: Mutex<State>,
-    arrived: Condvar,
-    queue_max: usize,
-}
-
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Command>,
-    bounded: usize, // commands in the queue that could have been refused
-    by_tenant: BTreeMap<u32, usize>, // the same
-    closed: bool,
-}
-
-impl Inbox {
-    pub(crate) fn new(queue_max: usize) -> Inbox {
-        Inbox {
-            state: Mutex::default(),
-            arrived: Condvar::new(),
-            queue_max: queue_max.max(1),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs under this lock but our own checks, which change nothing before they are done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs `command` under the lock if there is room, and queues what it gives.
-    ///
-    /// One tenant gets at most half of the queue, so that a burst of one cannot have the others refused.
-    pub(crate) fn push<T>(
-        &self,
-        tenant: u32,
-        command: impl FnOnce() -> Result<(Option<Command>, T), EngineError>,
-    ) -> Result<T, EngineError> {
-        let mut state = self.lock();
-        if state.closed {
-            return Err(EngineError::Stopped);
-        }
-        let own = state.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if state.bounded >= self.queue_max || own >= self.queue_max.div_ceil(2) {
-            return Err(OVERLOADED);
-        }
-        let (command, value) = command()?;
-        if let Some(command) = command {
-            *state.by_tenant.entry(tenant).or_insert(0) += 1;
-            state.bounded += 1;
-            state.queue.push_back(command);
-            self.arrived.notify_one();
-        }
-        Ok(value)
-    }
-
-    /// Queues what gives something up, after running `release` under the lock. Never refused; a closed engine has
-    /// nothing left to give up.
-    pub(crate) fn give_up(&self, command: Command, release: impl FnOnce()) {
-        let mut state = self.lock();
-        release();
-        if !state.closed {
-            state.queue.push_back(command);
-            self.arrived.notify_one();
-        }
-    }
-
-    /// Everything that came in so far.
-    pub(crate) fn take(&self) -> VecDeque<Command> {
-        let mut state = self.lock();
-        state.by_tenant.clear();
-        state.bounded = 0;
-        std::mem::take(&mut state.queue)
-    }
-
-    /// Sleeps until something came in, unless there is work already. False once the inbox is closed.
-    pub(crate) fn wait(&self, has_work: bool) -> bool {
-        let mut state = self.lock();
-        while !state.closed && !has_work && state.queue.is_empty() {
-            state = self
-                .arrived
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        !state.closed
-    }
-
-    /// Refuses everything from now on and drops what waits: the ends of the channels in it tell their callers.
-    pub(crate) fn close(&self) {
-        let dropped = {
-            let mut state = self.lock();
-            state.closed = true;
-            state.by_tenant.clear();
-            state.bounded = 0;
-            self.arrived.notify_all();
-            std::mem::take(&mut state.queue)
-        };
-        // Outside of the lock: dropping a reply may wake and drop a handle, which gives itself up.
-        drop(dropped);
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.lock().bounded
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
     }
 }

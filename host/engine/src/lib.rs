@@ -40,6 +40,7 @@ mod sequence;
 mod sim;
 mod stats;
 mod step;
+mod sync;
 pub mod synthetic;
 #[cfg(test)]
 mod tests;

@@ -16,8 +16,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Fuel of one rendering: an instruction costs one, and so do 64 bytes that it produces. Chats of hundreds of messages
 /// take some ten thousand; a template that loops or grows without end is cut off within a second and 32 MiB.
 const FUEL: u64 = 500_000;
-/// Stack of one rendering, twice what lists as deep as the fuel can nest them need. Only what is used takes memory.
+/// Stack of one rendering, twice what lists as deep as the fuel can nest them need, and of compiling, of which the same holds
+/// for an expression as deep as the source can nest it. Only what is used takes memory.
 const STACK_BYTES: usize = 256 << 20;
+/// Size of a template, in bytes; those of large models have some ten thousand. A chain of this length takes half of the stack
+/// to compile, and seconds.
+const SOURCE_BYTES_MAX: usize = 64 << 10;
 /// Size of a rendered prompt, in bytes, whatever the model can read.
 const RENDERED_BYTES_MAX: usize = 16 << 20;
 
@@ -115,8 +119,15 @@ impl ChatTemplate {
             true => TURNS,
             false => CHATML,
         });
+        if source.len() > SOURCE_BYTES_MAX {
+            let bytes = source.len();
+            return Err(TextError::TemplateSyntax(format!(
+                "it has {bytes} bytes; at most {SOURCE_BYTES_MAX} are allowed"
+            )));
+        }
+        let compile = || environment(source, now);
         Ok(ChatTemplate {
-            environment: environment(source, now)?,
+            environment: on_large_stack(compile, TextError::TemplateSyntax)?,
             bos_token,
             eos_token,
         })
@@ -134,17 +145,8 @@ impl ChatTemplate {
         open_turn: bool,
         room: Room<'_>,
     ) -> Result<String, TextError> {
-        // A template can nest lists as deep as its fuel lasts, and printing, comparing or just dropping them recurses.
-        // On a stack of the caller's size that would end the process; some 30 µs for a thread are the price.
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .name("chat template".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || self.render_here(messages, tools, open_turn, room))
-                .map_err(|error| TextError::Template(error.to_string()))?
-                .join()
-                .unwrap_or_else(|_| Err(TextError::Template("it failed".to_owned())))
-        })
+        let render = || self.render_here(messages, tools, open_turn, room);
+        on_large_stack(render, TextError::Template)
     }
 
     fn render_here(
@@ -177,6 +179,24 @@ impl ChatTemplate {
         result.map_err(refused)?;
         String::from_utf8(rendered.bytes).map_err(|error| TextError::Template(error.to_string()))
     }
+}
+
+/// Runs `work` on a thread of its own. A template can nest lists as deep as its fuel lasts, and printing, comparing or just
+/// dropping them recurses; so does compiling an expression that is nested as deeply as its source is long. On a stack of the
+/// caller's size that would end the process; some 30 µs for a thread are the price.
+fn on_large_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, TextError> + Send,
+    failed: fn(String) -> TextError,
+) -> Result<T, TextError> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("chat template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(error.to_string()))?
+            .join()
+            .unwrap_or_else(|_| Err(failed("an internal error".to_owned())))
+    })
 }
 
 /// How much a template may write: [`RENDERED_BYTES_MAX`] bytes, of which `kept_max` may come into tokens.
@@ -225,7 +245,7 @@ impl io::Write for Bounded<'_> {
         self.is_full =
             self.kept > self.room.kept_max || self.bytes.len() + bytes.len() > RENDERED_BYTES_MAX;
         if self.is_full {
-            return Err(io::Error::other("it is too long"));
+            return Err(io::Error::other("there is no room for more"));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -239,7 +259,7 @@ impl io::Write for Bounded<'_> {
 /// The error in one line; of `raise_exception` just the template's words.
 fn describe(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail(), error.line()) {
-        (ErrorKind::OutOfFuel, _, _) => "it takes too many steps".to_owned(),
+        (ErrorKind::OutOfFuel, _, _) => "it takes too many steps to render".to_owned(),
         (ErrorKind::InvalidOperation, Some(detail), _) if detail.starts_with(RAISED) => {
             detail[RAISED.len()..].to_owned()
         }
@@ -531,5 +551,25 @@ mod tests {
             render(Some("{% if %}"), &[]),
             Err(TextError::TemplateSyntax(_))
         ));
+    }
+
+    /// The parser bounds how deep brackets and blocks are nested, but not how long a chain is, and a chain is a nested
+    /// expression too. The time for one grows with the square of its length, so these are not the longest.
+    #[test]
+    fn an_expression_as_deep_as_its_source_is_long_ends_no_process() {
+        for link in ["~x", "|a", ".a", "()", " if x"] {
+            let links = link.repeat(SOURCE_BYTES_MAX / 4 / link.len());
+            // Whether it is wrong does not matter.
+            let _ = render(Some(&format!("{{{{ x{links} }}}}")), &[]);
+        }
+        for prefix in ["not ", "-", "(", "[", "{0:"] {
+            let prefixes = prefix.repeat(SOURCE_BYTES_MAX / 4 / prefix.len());
+            let _ = render(Some(&format!("{{{{ {prefixes}x }}}}")), &[]);
+        }
+        let long = "x".repeat(SOURCE_BYTES_MAX + 1);
+        let refused = render(Some(&long), &[]);
+        assert!(matches!(refused, Err(TextError::TemplateSyntax(_))));
+        let fits = render(Some(&long[1..]), &[]);
+        assert_eq!(fits.map(|text| text.len()), Ok(SOURCE_BYTES_MAX));
     }
 }

@@ -19,7 +19,7 @@ pub enum TextError {
         supported: String,
     },
     /// A list of the vocabulary has another length than the tokens.
-    #[error("the vocabulary has {tokens} tokens but {found} {what}")]
+    #[error("the vocabulary has {tokens} tokens, but {found} {what}")]
     LengthMismatch {
         /// Which list.
         what: &'static str,
@@ -29,13 +29,15 @@ pub enum TextError {
         tokens: usize,
     },
     /// A vocabulary without tokens, or with more than 16 million.
-    #[error("a vocabulary of {tokens} tokens is outside 1..=16777216")]
+    #[error("the vocabulary has {tokens} tokens; it must have between 1 and 16777216")]
     VocabularySize {
         /// Number of tokens.
         tokens: usize,
     },
     /// A special token lies outside the vocabulary.
-    #[error("the {what} token {id} lies outside the vocabulary of {tokens} tokens")]
+    #[error(
+        "the {what} token has the id {id}, which the vocabulary of {tokens} tokens does not have"
+    )]
     SpecialOutOfRange {
         /// Which special token.
         what: &'static str,
@@ -45,7 +47,7 @@ pub enum TextError {
         tokens: usize,
     },
     /// A merge that does not join two tokens to a third.
-    #[error("merge {index} ('{merge}') does not join two tokens of the vocabulary to a third")]
+    #[error("merge {index} ('{merge}') does not join two tokens of the vocabulary into a third")]
     BadMerge {
         /// Its place in the list.
         index: usize,
@@ -62,16 +64,14 @@ pub enum TextError {
     #[error("the chat template cannot render these messages: {0}")]
     Template(String),
     /// The chat template wrote too much.
-    #[error(
-        "the rendered chat is longer than {bytes_max} bytes, which is the most that is allowed"
-    )]
+    #[error("the rendered chat is longer than the {bytes_max} bytes that are allowed")]
     RenderedTooLong {
         /// Bytes that are allowed.
         bytes_max: usize,
     },
     /// A text has more bytes than the tokens allowed can stand for, even if each were the longest there is.
     #[error(
-        "a text of {bytes} bytes is too long: {tokens_max} tokens hold {bytes_max} bytes at most"
+        "the text is too long: it has {bytes} bytes, and {tokens_max} tokens can hold at most {bytes_max} bytes"
     )]
     TextTooLong {
         /// Its length.
@@ -83,7 +83,7 @@ pub enum TextError {
     },
     /// The same for a rendered chat. Rendering stopped there, so nobody knows how long it would be.
     #[error(
-        "the chat is too long: it takes more than {bytes_max} bytes, the most that {tokens_max} tokens can hold"
+        "the chat is too long: it takes more than {bytes_max} bytes, which is the most that {tokens_max} tokens can hold"
     )]
     ChatTooLong {
         /// The most that can fit.
@@ -92,7 +92,7 @@ pub enum TextError {
         tokens_max: usize,
     },
     /// A text takes more tokens than are allowed. Counting stopped there.
-    #[error("a text of {bytes} bytes takes more than {tokens_max} tokens")]
+    #[error("the text is too long: its {bytes} bytes take more than {tokens_max} tokens")]
     TooManyTokens {
         /// Its length.
         bytes: usize,

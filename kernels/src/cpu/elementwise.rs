@@ -13,7 +13,10 @@ impl Cpu {
     /// When `x` is not whole rows.
     pub fn add_bias(&self, bias: &[f32], x: &mut [f32]) {
         let width = bias.len();
-        assert!(x.len().is_multiple_of(width), "whole rows");
+        assert!(
+            x.len().is_multiple_of(width),
+            "the input must be a whole number of rows"
+        );
         let _watched = self.watch(|| Op::plain("bias", 2 * size_of_val(x), x.len()));
         self.rows(x, width, |x| {
             x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
@@ -25,7 +28,11 @@ impl Cpu {
     /// # Panics
     /// When the lengths differ.
     pub fn add_scaled(&self, x: &[f32], factor: f32, residual: &mut [f32]) {
-        assert_eq!(x.len(), residual.len(), "as much as is added to");
+        assert_eq!(
+            x.len(),
+            residual.len(),
+            "both sides of an addition must have the same length"
+        );
         let _watched = self.watch(|| Op::plain("add", 3 * size_of_val(x), 2 * x.len()));
         for (residual, x) in residual.iter_mut().zip(x) {
             *residual += x * factor;
@@ -43,7 +50,10 @@ impl Cpu {
     /// # Panics
     /// When `x` is not whole rows.
     pub fn softcap(&self, cap: f32, width: usize, x: &mut [f32]) {
-        assert!(x.len().is_multiple_of(width), "whole rows");
+        assert!(
+            x.len().is_multiple_of(width),
+            "the input must be a whole number of rows"
+        );
         let _watched = self.watch(|| Op::plain("soft cap", 2 * size_of_val(x), 20 * x.len()));
         self.rows(x, width, |x| self.isa.run(Softcap { x, cap }));
     }
@@ -59,7 +69,10 @@ impl Cpu {
         act: Activation,
         out: &mut Activations,
     ) {
-        assert!(x.len().is_multiple_of(width), "whole rows");
+        assert!(
+            x.len().is_multiple_of(width),
+            "the input must be a whole number of rows"
+        );
         let _watched = self.watch(|| Op::plain("activate", 2 * size_of_val(x), 20 * x.len()));
         out.reshape(self, x.len() / width, width);
         self.fill(out, |row, values| {

@@ -11,7 +11,11 @@ impl Cpu {
     /// When an id is not below `table.rows()` or `out` has another length: ids are checked where they enter.
     pub fn embed(&self, table: &Matrix, ids: &[u32], scale: f32, out: &mut [f32]) {
         let width = table.cols();
-        assert_eq!(out.len(), ids.len() * width, "one row out for each id");
+        assert_eq!(
+            out.len(),
+            ids.len() * width,
+            "there must be one output row for each id"
+        );
         let _watched = self.watch(|| Op::plain("embed", 2 * size_of_val(out), out.len()));
         let out = SharedOut::new(out);
         self.split(ids.len(), width, |range| {

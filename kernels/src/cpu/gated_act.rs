@@ -24,7 +24,7 @@ impl Cpu {
         assert_eq!(
             (gate.rows(), gate.cols()),
             (up.rows(), up.cols()),
-            "gate and up have one shape"
+            "gate and up must have the same shape"
         );
         let _watched = self.watch(|| Op::product("gate, up", &[gate, up], x, self.rounding));
         let (rows, width) = (x.rows(), up.rows());

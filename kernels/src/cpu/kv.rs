@@ -196,7 +196,7 @@ impl Cpu {
         let width = kv.kv_heads * kv.head_dim;
         assert!(
             k.len() == slots.len() * width && v.len() == k.len(),
-            "one slot a row"
+            "there must be one slot for each row of keys and of values"
         );
         let _watched = self.watch(|| Op::plain("write k, v", 3 * size_of_val(k), 2 * k.len()));
         for ((k, v), &slot) in k.chunks_exact(width).zip(v.chunks_exact(width)).zip(slots) {

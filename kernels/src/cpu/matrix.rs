@@ -75,7 +75,7 @@ pub(crate) const fn parts(bits: u32) -> &'static [(u32, u32)] {
         5 => &[(4, 0), (1, 4)],
         6 => &[(4, 0), (2, 4)],
         8 => &[(8, 0)],
-        _ => panic!("no format has codes of this width"),
+        _ => panic!("no block format has codes of this width"),
     }
 }
 
@@ -99,11 +99,15 @@ impl Cpu {
     /// files.
     pub fn pack(&self, view: MatrixView<'_>, out: &mut [u8]) {
         let MatrixView { ty, rows, cols, .. } = view;
-        assert!(ty.is_runnable(), "{} cannot be computed with", ty.name());
+        assert!(
+            ty.is_runnable(),
+            "there are no kernels for weights of type {}",
+            ty.name()
+        );
         assert_eq!(
             Some(view.data.len()),
             rows.checked_mul(view.row_bytes()),
-            "the bytes of [{rows}, {cols}] {}",
+            "the data is not as long as a [{rows}, {cols}] matrix of {} takes",
             ty.name()
         );
         assert_eq!(out.len(), Matrix::packed_bytes(ty, rows, cols));
@@ -213,7 +217,7 @@ impl Matrix {
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(
             row < self.rows && out.len() == self.cols,
-            "a row of the matrix"
+            "there is no row {row} in the matrix, or the output is not one row long"
         );
         let (panel, lane) = (self.panel(row / PANEL_ROWS), row % PANEL_ROWS);
         match &self.layout {

@@ -28,7 +28,7 @@ impl Cpu {
         let width = weight.len();
         assert!(
             x.len().is_multiple_of(width) && x.len() == out.len(),
-            "whole rows, as many out as in"
+            "input and output must have the same whole number of rows"
         );
         let _watched = self.watch(|| Op::plain("norm", 2 * size_of_val(x), 4 * x.len()));
         let out = SharedOut::new(out);
@@ -54,7 +54,10 @@ impl Cpu {
     /// When `x` is not whole rows.
     pub fn norm_quantize(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Activations) {
         let width = weight.len();
-        assert!(x.len().is_multiple_of(width), "whole rows");
+        assert!(
+            x.len().is_multiple_of(width),
+            "the input must be a whole number of rows"
+        );
         let _watched = self.watch(|| Op::plain("norm, quantize", 2 * size_of_val(x), 8 * x.len()));
         out.reshape(self, x.len() / width, width);
         self.fill(out, |row, out| {
@@ -76,7 +79,7 @@ impl Cpu {
     pub fn qk_norm(&self, x: &mut [f32], head_dim: usize, weight: &[f32], eps: f32) {
         assert!(
             weight.len() == head_dim && x.len().is_multiple_of(head_dim),
-            "whole heads"
+            "the input must be a whole number of heads"
         );
         let _watched = self.watch(|| Op::plain("head norm", 2 * size_of_val(x), 4 * x.len()));
         let heads = x.len() / head_dim;
@@ -111,7 +114,7 @@ impl Cpu {
         let width = norm.weight.len();
         assert!(
             x.len().is_multiple_of(width) && x.len() == out.len() && norm.bias.len() == width,
-            "whole rows, as many out as in"
+            "input and output must have the same whole number of rows"
         );
         let _watched = self.watch(|| Op::plain("layer norm", 2 * size_of_val(x), 7 * x.len()));
         let out = SharedOut::new(out);
@@ -134,7 +137,7 @@ impl Cpu {
         let width = norm.weight.len();
         assert!(
             x.len().is_multiple_of(width) && norm.bias.len() == width,
-            "whole rows"
+            "the input must be a whole number of rows"
         );
         let _watched =
             self.watch(|| Op::plain("layer norm, quantize", 2 * size_of_val(x), 11 * x.len()));

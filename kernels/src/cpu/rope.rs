@@ -17,7 +17,11 @@ impl Cpu {
     /// When `x` is not `positions.len()` rows.
     pub fn rope(&self, x: &mut [f32], heads: usize, rope: &Rope, positions: &[u32]) {
         let width = heads * rope.head_dim;
-        assert_eq!(x.len(), positions.len() * width, "one position a row");
+        assert_eq!(
+            x.len(),
+            positions.len() * width,
+            "there must be one position for each row"
+        );
         let _watched = self.watch(|| Op::plain("rope", 2 * size_of_val(x), 3 * x.len()));
         let x = SharedOut::new(x);
         self.split(positions.len(), width, |range| {

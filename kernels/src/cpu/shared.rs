@@ -31,7 +31,7 @@ impl<'a, T> SharedOut<'a, T> {
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(
             range.start <= range.end && range.end <= self.len,
-            "a part lies inside the slice"
+            "a part must lie inside the slice"
         );
         // SAFETY: inside the slice by the check, exclusive by the caller's promise.
         unsafe {

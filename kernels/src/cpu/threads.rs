@@ -4,37 +4,43 @@
 //! The caller never waits for a worker that has not started: a job is closed as soon as its last task is taken, and
 //! only workers already inside are waited for. Which thread runs a task is left to chance; tasks must not care.
 
+use crate::sync::{
+    Arc, AtomicBool, AtomicU32, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard,
+    Ordering, PoisonError, UnsafeCell, spin_loop, spins,
+};
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 /// Pauses before a worker parks: about 50 µs, longer than the serial stretch between two operations of a step.
-const SPINS_BEFORE_PARK: u32 = 1 << 10;
+const SPINS_BEFORE_PARK: u32 = spins(1 << 10);
 /// Pauses before the caller parks while a worker finishes its last task.
-const SPINS_BEFORE_WAIT: u32 = 1 << 12;
-/// Set in [`Shared::gate`] while a job can be entered; the other bits count the workers inside.
+const SPINS_BEFORE_WAIT: u32 = spins(1 << 12);
+/// Set in [`JobBoard::gate`] while a job can be entered; the other bits count the workers inside.
 const OPEN: u32 = 1 << 31;
 
 type Task = dyn Fn(usize) + Sync;
 
 /// The job in progress. Written by the caller while the gate is closed and nobody is inside; read inside only.
+#[derive(Clone, Copy)]
 struct Job {
     task: *const Task,
     tasks: usize,
 }
 
-struct Shared {
+/// Where the caller puts up a job, and where its workers take tasks from it, wait for the next one and report.
+struct JobBoard {
     job: UnsafeCell<Job>,
+    /// The task that is taken next.
     next: AtomicUsize,
     gate: AtomicU32,
     /// Counts jobs, so that a waiting worker sees a new one.
     epoch: AtomicU32,
+    /// Workers that sleep or are about to.
     parked: AtomicUsize,
     stop: AtomicBool,
+    /// Of the tasks of this job, the first that came here.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Held to sleep at `work` or `done`, and to wake who sleeps there.
     lock: Mutex<()>,
     work: Condvar,
     done: Condvar,
@@ -43,13 +49,13 @@ struct Shared {
 // SAFETY: `job` is the only field that is not `Sync` by itself. It is written only with the gate closed and empty, and
 // read only between entering and leaving the gate, which order the accesses (acquire on entry, release on leaving). The
 // task behind the pointer is `Sync`, and outlives the job because `run` returns only after the gate is closed and empty.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for JobBoard {}
 // SAFETY: as above.
-unsafe impl Send for Shared {}
+unsafe impl Send for JobBoard {}
 
 /// A pool of `threads - 1` workers besides the caller.
 pub(crate) struct Pool {
-    shared: Arc<Shared>,
+    board: Arc<JobBoard>,
     workers: Vec<JoinHandle<()>>,
     caller: Mutex<()>,
 }
@@ -61,7 +67,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool in which `threads` threads work, the caller among them. Where the system gives fewer, there are fewer.
     pub(crate) fn new(threads: usize) -> Pool {
-        let shared = Arc::new(Shared {
+        let board = Arc::new(JobBoard {
             job: UnsafeCell::new(Job {
                 task: &|_| (),
                 tasks: 0,
@@ -78,15 +84,15 @@ impl Pool {
         });
         let workers = (1..threads)
             .map_while(|index| {
-                let shared = shared.clone();
-                std::thread::Builder::new()
+                let board = board.clone();
+                Builder::new()
                     .name(format!("kernel-{index}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || board.work())
                     .ok()
             })
             .collect();
         Pool {
-            shared,
+            board,
             workers,
             caller: Mutex::new(()),
         }
@@ -109,29 +115,31 @@ impl Pool {
         } else {
             None
         };
-        let Some(_guard) = guard else {
+        let Some(guard) = guard else {
             (0..tasks).for_each(task);
             return;
         };
-        let shared = &*self.shared;
+        let board = &*self.board;
         // SAFETY: only the lifetime changes. Nobody reads the pointer after the gate is closed and empty, which is
         // before this function returns.
         let task: *const Task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         // SAFETY: the gate is closed and empty (it was left so), and `caller` is held, so nobody else is here.
-        unsafe { *shared.job.get() = Job { task, tasks } };
-        shared.next.store(0, Ordering::Relaxed);
-        shared.gate.store(OPEN, Ordering::Release);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if shared.parked.load(Ordering::SeqCst) > 0 {
-            let _held = lock(&shared.lock);
-            shared.work.notify_all();
+        board
+            .job
+            .with_mut(|job| unsafe { *job = Job { task, tasks } });
+        board.next.store(0, Ordering::Relaxed);
+        board.gate.store(OPEN, Ordering::Release);
+        board.epoch.fetch_add(1, Ordering::SeqCst);
+        if board.parked.load(Ordering::SeqCst) > 0 {
+            let _held = lock(&board.lock);
+            board.work.notify_all();
         }
-        shared.take_tasks();
-        shared.close();
-        let panic = lock(&shared.panic).take();
+        board.take_tasks();
+        board.close();
+        let panic = lock(&board.panic).take();
         if let Some(panic) = panic {
-            drop(_guard);
+            drop(guard);
             resume_unwind(panic);
         }
     }
@@ -139,11 +147,11 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.board.stop.store(true, Ordering::SeqCst);
+        self.board.epoch.fetch_add(1, Ordering::SeqCst);
         {
-            let _held = lock(&self.shared.lock);
-            self.shared.work.notify_all();
+            let _held = lock(&self.board.lock);
+            self.board.work.notify_all();
         }
         for worker in self.workers.drain(..) {
             // A worker ends by returning: tasks' panics are caught.
@@ -152,7 +160,7 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
+impl JobBoard {
     /// A worker's life.
     fn work(&self) {
         let mut seen = 0;
@@ -174,7 +182,7 @@ impl Shared {
             if epoch != seen {
                 return epoch;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         // The caller adds to `epoch` before it reads `parked`, this adds to `parked` before it reads `epoch`: one of
         // the two sees the other.
@@ -208,20 +216,20 @@ impl Shared {
     /// Takes tasks until there are none. A panic ends the job early and is kept for the caller.
     fn take_tasks(&self) {
         // SAFETY: the caller wrote the job before it opened the gate and is inside, or this worker has entered.
-        let Job { task, tasks } = unsafe { &*self.job.get() };
+        let Job { task, tasks } = self.job.with(|job| unsafe { *job });
         // SAFETY: the task lives until the gate is closed and empty, and this thread is inside.
-        let task = unsafe { &**task };
+        let task = unsafe { &*task };
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= *tasks {
+                if index >= tasks {
                     return;
                 }
                 task(index);
             }
         }));
         if let Err(payload) = result {
-            self.next.store(*tasks, Ordering::Relaxed);
+            self.next.store(tasks, Ordering::Relaxed);
             lock(&self.panic).get_or_insert(payload);
         }
     }
@@ -233,7 +241,7 @@ impl Shared {
             if self.gate.load(Ordering::Acquire) == 0 {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         let mut held = lock(&self.lock);
         while self.gate.load(Ordering::Acquire) != 0 {
@@ -251,7 +259,7 @@ mod tests {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads);
             for tasks in [0, 1, 2, 7, 100] {
-                for _ in 0..50 {
+                for _ in 0..if cfg!(miri) { 3 } else { 50 } {
                     let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
                     pool.run(tasks, &|i| {
                         counts[i].fetch_add(1, Ordering::Relaxed);
@@ -268,7 +276,7 @@ mod tests {
     #[test]
     fn parked_workers_are_woken_and_the_pool_ends() {
         let pool = Pool::new(3);
-        while pool.shared.parked.load(Ordering::SeqCst) < 2 {
+        while pool.board.parked.load(Ordering::SeqCst) < 2 {
             std::thread::yield_now();
         }
         // Two tasks that wait for each other need two threads.
@@ -290,7 +298,7 @@ mod tests {
             pool.run(10, &|_| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
-            assert_eq!(count.into_inner(), 10);
+            assert_eq!(count.load(Ordering::Relaxed), 10);
         }
     }
 
@@ -303,6 +311,6 @@ mod tests {
                 count.fetch_add(1, Ordering::Relaxed);
             });
         });
-        assert_eq!(count.into_inner(), 16);
+        assert_eq!(count.load(Ordering::Relaxed), 16);
     }
 }

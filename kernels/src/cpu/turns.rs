@@ -3,7 +3,7 @@
 //! Without, two models would take single operations from each other, and each would find the threads taken for half of its
 //! own. A turn lasts a whole step or pass, so it is as short as those are.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Who is next. First come, first served: whoever has just had a turn queues behind those who wait.
 #[derive(Debug, Default)]

@@ -208,7 +208,7 @@ impl GroupCodes {
             BlockType::IQ3_S => code_books::iq3_s(block, within),
             BlockType::IQ1_S => code_books::iq1_s(block, within),
             BlockType::IQ1_M => code_books::iq1_m(block, within),
-            _ => panic!("{} has no codes", ty.name()),
+            _ => panic!("weights of type {} have no codes", ty.name()),
         }
     }
 

@@ -10,11 +10,15 @@ use half::{bf16, f16};
 /// # Panics
 /// When `ty` is not [runnable](BlockType::is_runnable) or the lengths do not match: a file was checked before it came here.
 pub fn dequantize(ty: BlockType, src: &[u8], dst: &mut [f32]) {
-    assert!(ty.is_runnable(), "{} cannot be dequantised", ty.name());
+    assert!(
+        ty.is_runnable(),
+        "there is no way to dequantise weights of type {}",
+        ty.name()
+    );
     assert_eq!(
         Some(src.len()),
         ty.row_bytes(dst.len()),
-        "{} bytes of {} for {} elements",
+        "{} bytes of {} do not make {} elements",
         src.len(),
         ty.name(),
         dst.len()
@@ -59,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "cannot be dequantised")]
+    #[should_panic(expected = "no way to dequantise")]
     fn a_type_that_is_only_recognised_is_our_own_misuse() {
         dequantize(BlockType::NVFP4, &[0; 36], &mut [0.0; 64]);
     }

@@ -24,7 +24,11 @@ pub fn attention(
     out: &mut [f32],
 ) {
     let (dim, width) = (shape.head_dim, shape.heads * shape.head_dim);
-    assert_eq!(q.len(), rows.len() * width, "one query row for each row");
+    assert_eq!(
+        q.len(),
+        rows.len() * width,
+        "there must be one row of queries for each row of the batch"
+    );
     for (r, row) in rows.iter().enumerate() {
         let table = tables[row.table as usize];
         for head in 0..shape.heads {

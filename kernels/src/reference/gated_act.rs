@@ -38,7 +38,7 @@ pub fn softcap(cap: f64, x: f64) -> f64 {
 pub fn gated_act(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(
         gate.len() == up.len() && up.len() == out.len(),
-        "gate, up and out have one length"
+        "gate, up and out must have the same length"
     );
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
         *out = (activate(act, f64::from(gate)) * f64::from(up)) as f32;

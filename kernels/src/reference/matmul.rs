@@ -10,7 +10,7 @@ pub fn matmul(w: MatrixView<'_>, x: &[f32], out: &mut [f32]) {
     assert_eq!(
         x.len() / w.cols,
         out.len() / w.rows,
-        "as many rows out as in"
+        "there must be as many output rows as input rows"
     );
     let mut weights = vec![0.0; w.cols];
     for o in 0..w.rows {

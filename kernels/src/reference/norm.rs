@@ -7,7 +7,11 @@
 /// # Panics
 /// When `x` and `y` differ in length.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "as much out as in");
+    assert_eq!(
+        x.len(),
+        y.len(),
+        "input and output must have the same length"
+    );
     for (x, y) in x
         .chunks_exact(weight.len())
         .zip(y.chunks_exact_mut(weight.len()))

@@ -10,7 +10,10 @@ const GROUP: usize = 32;
 /// # Panics
 /// When `x` is not whole groups.
 pub fn quantize(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
-    assert!(x.len().is_multiple_of(GROUP), "whole groups");
+    assert!(
+        x.len().is_multiple_of(GROUP),
+        "the input must be a whole number of groups"
+    );
     let mut codes = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len() / GROUP);
     for group in x.chunks_exact(GROUP) {

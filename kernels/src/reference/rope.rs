@@ -12,7 +12,7 @@ pub fn rope(x: &mut [f32], heads: usize, rope: &Rope, positions: &[u32]) {
     assert_eq!(
         x.len(),
         positions.len() * heads * rope.head_dim,
-        "one position a row"
+        "there must be one position for each row"
     );
     for (row, &position) in x.chunks_exact_mut(heads * rope.head_dim).zip(positions) {
         for head in row.chunks_exact_mut(rope.head_dim) {

@@ -32,8 +32,9 @@ impl Finder {
     fn new(tokens: &[String], ids: Vec<u32>) -> Result<Finder, TextError> {
         let bytes: usize = ids.iter().map(|id| tokens[*id as usize].len()).sum();
         if bytes > SPECIAL_BYTES_MAX {
-            let why =
-                format!("its special tokens take {bytes} bytes, of {SPECIAL_BYTES_MAX} at most");
+            let why = format!(
+                "its special tokens take {bytes} bytes; at most {SPECIAL_BYTES_MAX} are allowed"
+            );
             return Err(TextError::Vocabulary(why));
         }
         let automaton = AhoCorasick::builder()
