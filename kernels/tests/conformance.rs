@@ -887,6 +887,49 @@ fn gate_up_act_quantises_for_the_next_matrix() {
 }
 
 #[test]
+fn gating_two_products_is_gate_up_act_to_the_bit() {
+    on_every_isa(|isa| {
+        let mut random = Random(31);
+        // A width that is no whole panel, so that the last lanes are on their own.
+        let (width, cols, rows) = (40, 64, 5);
+        let [gate, up] = [(); 2].map(|()| random.blocks(BlockType::F16, width, cols));
+        let identity: Vec<u8> = (0..width * width)
+            .flat_map(|i| f32::to_le_bytes(if i % (width + 1) == 0 { 1.0 } else { 0.0 }))
+            .collect();
+        let x = random.floats(rows * cols);
+        for act in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            let cpu = Cpu::with_isa(isa, 2);
+            let prepare = |ty, rows, cols, data| {
+                cpu.prepare(MatrixView {
+                    ty,
+                    rows,
+                    cols,
+                    data,
+                })
+            };
+            let [gate, up] = [&gate, &up].map(|data| prepare(BlockType::F16, width, cols, data));
+            let identity = prepare(BlockType::F32, width, width, &identity);
+            let seen = |acts: &Activations| {
+                let mut out = vec![0.0; rows * width];
+                cpu.matmul(&identity, acts, &mut out);
+                out
+            };
+            let x = quantized(&cpu, &x, cols);
+            let (mut fused, mut apart) = (Activations::default(), Activations::default());
+            cpu.gate_up_act(&gate, &up, act, &x, &mut Vec::new(), &mut fused);
+            let [mut g, mut u] = [(); 2].map(|()| vec![0.0; rows * width]);
+            cpu.matmul_each([(&gate, &mut g), (&up, &mut u)], &x);
+            cpu.gate_quantize(&g, &u, width, act, &mut apart);
+            assert!(
+                same_bits(&seen(&fused), &seen(&apart)),
+                "{act:?} on {}",
+                isa.name()
+            );
+        }
+    });
+}
+
+#[test]
 fn zeros_and_tiny_rows_quantise_to_something_finite() {
     on_every_isa(|isa| {
         let cpu = Cpu::with_isa(isa, 1);
@@ -1098,6 +1141,47 @@ fn a_copied_block_serves_as_the_original_does() {
             let (mut a, mut b) = (vec![0.0; 64], vec![0.0; 64]);
             cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
             cpu.attention(&q, &cache.layer, &row, &[&fork], &shape, &mut b);
+            assert!(same_bits(&a, &b), "{ty:?}");
+        }
+    });
+}
+
+#[test]
+fn an_exported_block_serves_in_another_cache_as_the_original_does() {
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 40,
+        scale: 0.2,
+        window: None,
+        softcap: None,
+    };
+    on_every_isa(|isa| {
+        for ty in KV_TYPES {
+            let mut random = Random(14);
+            let cpu = Cpu::with_isa(isa, 1);
+            let cache = cache(&mut random, &cpu, &shape, ty, &[30]);
+            let bytes: Vec<Vec<u8>> = cache.tables[0]
+                .iter()
+                .map(|&block| {
+                    let mut bytes = vec![7];
+                    cache.layer.export_block(block, &mut bytes);
+                    bytes.split_off(1)
+                })
+                .collect();
+            let block_bytes = KvLayer::block_bytes(shape.kv_heads, shape.head_dim, ty);
+            assert!(bytes.iter().all(|bytes| bytes.len() == block_bytes));
+            let mut other = KvLayer::new(5, shape.kv_heads, shape.head_dim, ty);
+            other.import_block(4, &bytes[0]);
+            other.import_block(1, &bytes[1]);
+            let q = random.floats(160);
+            let row = [AttentionRow {
+                table: 0,
+                position: 29,
+            }];
+            let (mut a, mut b) = (vec![0.0; 160], vec![0.0; 160]);
+            cpu.attention(&q, &cache.layer, &row, &[&cache.tables[0]], &shape, &mut a);
+            cpu.attention(&q, &other, &row, &[&[4, 1]], &shape, &mut b);
             assert!(same_bits(&a, &b), "{ty:?}");
         }
     });

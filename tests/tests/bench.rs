@@ -105,7 +105,10 @@ fn a_person_gets_a_table() -> Result<()> {
 #[test]
 fn what_cannot_be_measured_is_an_error_that_names_it() -> Result<()> {
     for (arguments, named) in [
-        (&["--rows", "65"][..], "65 rows, 64 are the most"),
+        (
+            &["--rows", "65"][..],
+            "65 rows are too many: the most is 64",
+        ),
         (&["--rows", "0"], "the number of rows is 0"),
         (&["--context", "1000000"], "1000064 tokens"),
         (&["--context", "0"], "the number of tokens before is 0"),
@@ -147,5 +150,18 @@ fn a_bad_model_path_is_an_error_that_names_it() -> Result<()> {
             stderr(&output)
         );
     }
+    Ok(())
+}
+
+#[test]
+fn the_overhead_of_a_step_is_taken_apart() -> Result<()> {
+    let report = report(&["--overhead", "--json"])?;
+    let overhead = &report["overhead"];
+    for key in ["step_ms", "forward_ms", "sampling_ms", "rest_ms"] {
+        assert!(positive(overhead, key), "{key}: {report}");
+    }
+    assert_eq!(overhead["rows"], 64);
+    assert_eq!(overhead["idle_sequences"], 16_000);
+    assert_eq!(overhead["steps"], 4);
     Ok(())
 }

@@ -8,19 +8,19 @@ mod commands;
 mod compute;
 mod lines;
 mod sequence;
+mod sequences;
 mod tokens;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 pub(crate) use lines::Lines;
 use sequence::{EvictionKey, Status};
 pub(crate) use sequence::{JobId, SequenceState};
+use sequences::Sequences;
 pub(crate) use tokens::Tokens;
 
 use crate::executor::ModelFacts;
 use crate::kv_cache::BlockPool;
-use crate::sequence::SharedSequence;
 
 /// A run whose jobs have not all ended.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct RunState {
 pub(crate) struct Batch {
     block_tokens: u32,
     context_length: u32,
-    sequences: BTreeMap<u64, SequenceState>,
+    sequences: Sequences,
     runs: BTreeMap<u64, RunState>,
     lines: Lines,
     pool: BlockPool,
@@ -46,7 +46,7 @@ impl Batch {
         Batch {
             block_tokens: facts.block_tokens,
             context_length: facts.context_length,
-            sequences: BTreeMap::new(),
+            sequences: Sequences::default(),
             runs: BTreeMap::new(),
             lines: Lines::default(),
             pool: BlockPool::new(facts.kv_blocks),
@@ -61,7 +61,7 @@ impl Batch {
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&SequenceState> {
-        self.sequences.get(&id)
+        self.sequences.get(id)
     }
 
     pub(crate) fn lines(&self) -> &Lines {
@@ -70,6 +70,11 @@ impl Batch {
 
     pub(crate) fn pool(&self) -> &BlockPool {
         &self.pool
+    }
+
+    /// Tenants that may have come to work or run out of it since this was asked the last time, and whether they have some.
+    pub(crate) fn take_changed_tenants(&mut self) -> Vec<(u32, bool)> {
+        self.lines.take_changed()
     }
 
     /// Whether a step would do something even if nothing comes in.
@@ -83,16 +88,9 @@ impl Batch {
         self.context_length.saturating_sub(length)
     }
 
-    /// The state behind a handle, made when the engine first hears of it.
-    fn sequence(&mut self, shared: &Arc<SharedSequence>) -> &mut SequenceState {
-        self.sequences
-            .entry(shared.id)
-            .or_insert_with(|| SequenceState::new(Arc::clone(shared)))
-    }
-
     /// An idle sequence with rows to compute gets in line.
     fn wake(&mut self, id: u64) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };
         if sequence.status != Status::Idle || sequence.rows() == 0 {
@@ -107,7 +105,7 @@ impl Batch {
 
     /// The one place where a sequence changes its line, and its blocks whether they are pinned.
     fn set_status(&mut self, id: u64, status: Status) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };
         let (tenant, arrival) = (sequence.tenant(), sequence.arrival);
@@ -129,7 +127,7 @@ impl Batch {
 
     /// Puts a sequence where it belongs in the order of eviction. After every change of its status, its table or its use.
     fn set_eviction(&mut self, id: u64) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };
         let evictable = sequence.status != Status::Running && !sequence.table.is_empty();
@@ -145,7 +143,7 @@ impl Batch {
 
     /// Gives back all but the blocks of the first `tokens` positions; the tokens stay.
     fn truncate_blocks(&mut self, id: u64, tokens: u32) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };
         sequence.computed = sequence.computed.min(tokens);
@@ -169,11 +167,11 @@ impl Batch {
     /// Holds the batch to all its laws.
     #[cfg(test)]
     pub(crate) fn assert_lawful(&self) {
-        let tables = self.sequences.values();
+        let tables = self.sequences.all().values();
         self.pool
             .assert_matches(tables.map(|sequence| (sequence.tenant(), &sequence.table)));
         let mut evictable = Vec::new();
-        for (&id, sequence) in &self.sequences {
+        for (&id, sequence) in self.sequences.all() {
             let (tenant, arrival) = (sequence.tenant(), sequence.arrival);
             let waits = self.lines.waiting().get(&tenant);
             let waits = waits.is_some_and(|line| line.get(&arrival) == Some(&id));
@@ -192,11 +190,17 @@ impl Batch {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.sequences.is_empty() && self.runs.is_empty()
+        self.sequences.all().is_empty() && self.runs.is_empty()
+    }
+
+    /// How often a sequence was looked up, so far.
+    #[cfg(test)]
+    pub(crate) fn visits(&self) -> u64 {
+        self.sequences.visits()
     }
 
     #[cfg(test)]
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &SequenceState> {
-        self.sequences.values()
+        self.sequences.all().values()
     }
 }

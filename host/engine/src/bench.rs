@@ -5,22 +5,26 @@
 
 mod ceilings;
 mod ops;
+mod overhead;
 
 use std::collections::TryReserveError;
 use std::hint::black_box;
 use std::sync::Arc;
 
 use realm_kernels::Cpu;
-use realm_weights::Gguf;
+use realm_text::TextModel;
+use realm_weights::ModelSource;
 use thiserror::Error;
 
 use crate::clock::{Clock, SystemClock};
-use crate::executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
+use crate::error::EngineError;
+use crate::executor::{Executor, ExecutorError, ModelFacts, SequenceRows, StepBatch};
 use crate::model::{self, LoadError, ModelOptions};
 use crate::sampler::arg_max;
 pub use ceilings::Ceilings;
 use ops::Recorder;
 pub use ops::{OpTime, Profile};
+pub use overhead::{IDLE_SEQUENCES, Overhead};
 pub use realm_kernels::cpu::{Unit, Weights};
 
 /// Sequences that decode together at most.
@@ -81,19 +85,19 @@ pub struct Rate {
 #[non_exhaustive]
 pub enum BenchError {
     /// Nothing to do.
-    #[error("{what} is 0, at least 1 is needed")]
+    #[error("{what} is 0, but must be at least 1")]
     Zero {
         /// Which number.
         what: &'static str,
     },
     /// More sequences than a step is measured with.
-    #[error("{rows} rows, {ROWS_MAX} are the most")]
+    #[error("{rows} rows are too many: the most is {ROWS_MAX}")]
     TooManyRows {
         /// Rows asked for.
         rows: u32,
     },
     /// A sequence longer than the model or the cache allows.
-    #[error("{what} makes a sequence of {tokens} tokens, the context holds {context}")]
+    #[error("{what} makes a sequence of {tokens} tokens, but the context holds {context}")]
     ContextTooShort {
         /// Which work.
         what: &'static str,
@@ -104,7 +108,7 @@ pub enum BenchError {
     },
     /// More sequences than the cache has room for.
     #[error(
-        "{rows} sequences of {tokens} tokens take {blocks} KV blocks, the cache has {kv_blocks}"
+        "{rows} sequences of {tokens} tokens take {blocks} KV blocks, but the cache has {kv_blocks}"
     )]
     KvTooSmall {
         /// Sequences asked for.
@@ -117,7 +121,7 @@ pub enum BenchError {
         kv_blocks: u32,
     },
     /// The machine does not give the memory for the ceilings.
-    #[error("cannot allocate {bytes} bytes to measure the read bandwidth with")]
+    #[error("cannot allocate {bytes} bytes to measure the read bandwidth")]
     OutOfMemory {
         /// How much was asked.
         bytes: usize,
@@ -128,12 +132,16 @@ pub enum BenchError {
     /// The executor refused a step.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
+    /// The engine refused or failed what the measurement asked of it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A loaded model under measurement.
 pub struct Bench {
     executor: Box<dyn Executor>,
     facts: ModelFacts,
+    text: Arc<TextModel>,
     cpu: Cpu,
     clock: Arc<SystemClock>,
     recorder: Arc<Recorder>,
@@ -145,7 +153,11 @@ impl Bench {
     ///
     /// # Errors
     /// As [`model::load`].
-    pub fn load(gguf: &Gguf, options: ModelOptions, with_ops: bool) -> Result<Bench, LoadError> {
+    pub fn load(
+        source: &dyn ModelSource,
+        options: ModelOptions,
+        with_ops: bool,
+    ) -> Result<Bench, LoadError> {
         let clock = Arc::new(SystemClock::default());
         let recorder = Arc::new(Recorder::new(clock.clone()));
         let cpu = model::cpu(&options);
@@ -153,10 +165,11 @@ impl Bench {
             true => cpu.clone().with_watcher(recorder.clone()),
             false => cpu.clone(),
         };
-        let (executor, facts, _) = model::load_on(watched, gguf, options)?;
+        let (executor, facts, text) = model::load_on(watched, source, options)?;
         Ok(Bench {
             executor,
             facts,
+            text,
             cpu,
             clock,
             recorder,
@@ -322,16 +335,17 @@ impl Bench {
         let mut position = 0;
         while position < tokens {
             let end = tokens.min(position.saturating_add(load.step_tokens_max));
-            let rows: Vec<BatchRow> = (position..end)
-                .map(|position| BatchRow {
-                    token: some_token(position, table, self.facts.vocab_size),
-                    position,
-                    table,
-                    logits: position + 1 == tokens,
-                    adapter: None,
-                })
-                .collect();
-            self.forward(&rows, all)?;
+            let mut batch = StepBatch::default();
+            let rows = SequenceRows {
+                blocks: &all.0[table as usize],
+                start: position,
+                logits: u32::from(end == tokens),
+                adapter: None,
+            };
+            let vocab = self.facts.vocab_size;
+            let ids = (position..end).map(|position| some_token(position, table, vocab));
+            batch.push(rows, ids)?;
+            self.executor.forward(&batch, &mut self.logits)?;
             position = end;
         }
         Ok(())
@@ -339,33 +353,28 @@ impl Bench {
 
     /// Every sequence decodes from behind its context; the next token is the likeliest.
     fn decode(&mut self, load: &Workload, rows: u32, all: &Sequences) -> Result<(), BenchError> {
-        let vocab = self.facts.vocab_size as usize;
-        let mut batch: Vec<BatchRow> = (0..rows)
-            .map(|table| BatchRow {
-                token: some_token(load.context, table, self.facts.vocab_size),
-                position: load.context,
-                table,
-                logits: true,
-                adapter: None,
-            })
+        let vocab = self.facts.vocab_size;
+        let mut tokens: Vec<u32> = (0..rows)
+            .map(|table| some_token(load.context, table, vocab))
             .collect();
-        for _ in 0..load.decode {
-            self.forward(&batch, all)?;
-            for (row, logits) in batch.iter_mut().zip(self.logits.chunks_exact(vocab)) {
-                row.token = arg_max(logits);
-                row.position += 1;
+        for start in load.context..load.context + load.decode {
+            let mut batch = StepBatch::with_capacity(tokens.len());
+            for (blocks, &token) in all.0.iter().zip(&tokens) {
+                let rows = SequenceRows {
+                    blocks,
+                    start,
+                    logits: 1,
+                    adapter: None,
+                };
+                batch.push(rows, [token])?;
+            }
+            self.executor.forward(&batch, &mut self.logits)?;
+            let logits = self.logits.chunks_exact(vocab as usize);
+            for (token, logits) in tokens.iter_mut().zip(logits) {
+                *token = arg_max(logits);
             }
         }
         Ok(())
-    }
-
-    fn forward(&mut self, rows: &[BatchRow], all: &Sequences) -> Result<(), ExecutorError> {
-        let tables: Vec<&[u32]> = all.0.iter().map(Vec::as_slice).collect();
-        let batch = StepBatch {
-            rows,
-            tables: &tables,
-        };
-        self.executor.forward(&batch, &mut self.logits)
     }
 }
 

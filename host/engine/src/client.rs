@@ -163,7 +163,7 @@ impl Client {
     /// A run keeps its sequences alive until their jobs end, also when their handles are dropped before.
     ///
     /// # Errors
-    /// `Invalid` when there is no job, a policy is out of range, a sequence is empty, is being decoded already or is
+    /// `Invalid` when there is no job, a policy is out of range, a sequence is empty, is already being decoded or is
     /// another engine's; `Overloaded`, `Stopped`. Nothing was started then.
     pub fn start(&self, jobs: Vec<Job<'_>>) -> Result<Run, EngineError> {
         let Some(first) = jobs.first() else {

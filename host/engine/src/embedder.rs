@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use realm_kernels::Cpu;
 use realm_text::{Specials, TextModel};
-use realm_weights::Gguf;
+use realm_weights::ModelSource;
 use tokio::sync::oneshot;
 
 use crate::client::Owner;
@@ -57,8 +57,12 @@ impl Embedder {
     ///
     /// # Errors
     /// [`LoadError`], naming the key or tensor.
-    pub fn load(cpu: Cpu, gguf: &Gguf, options: &ModelOptions) -> Result<Embedder, LoadError> {
-        let (encoder, text) = load_encoder(cpu, gguf, options)?;
+    pub fn load(
+        cpu: Cpu,
+        source: &dyn ModelSource,
+        options: &ModelOptions,
+    ) -> Result<Embedder, LoadError> {
+        let (encoder, text) = load_encoder(cpu, source, options)?;
         let shared = Arc::new(EmbedderShared {
             text,
             context: encoder.shape().context as usize,
@@ -164,19 +168,19 @@ impl EmbedderClient {
         let wrong = |text: String| Err(EngineError::Invalid(text));
         if !(1..=EMBED_TEXTS_MAX).contains(&count) {
             return wrong(format!(
-                "{count} texts, 1 to {EMBED_TEXTS_MAX} can be embedded at once"
+                "{count} texts cannot be embedded at once: it takes 1 to {EMBED_TEXTS_MAX}"
             ));
         }
         for (index, text) in texts.iter().enumerate() {
             let length = text.len();
             if !(1..=context).contains(&length) {
                 return wrong(format!(
-                    "text {index} has {length} tokens, the model reads 1 to {context}"
+                    "text {index} has {length} tokens, but the model reads 1 to {context}"
                 ));
             }
             if let Some(token) = text.iter().find(|token| **token >= vocab) {
                 return wrong(format!(
-                    "token {token} of text {index} is not in the vocabulary of {vocab}"
+                    "token {token} of text {index} is not in the vocabulary of {vocab} tokens"
                 ));
             }
         }
@@ -209,7 +213,7 @@ impl EmbedderShared {
             }
         }));
         if pass.is_err() {
-            tracing::error!("the embedding model has stopped by a panic");
+            tracing::error!("the embedding model has stopped after a panic");
         }
         self.stop();
     }

@@ -68,8 +68,8 @@ impl Emitter {
         max_tokens
     }
 
-    /// Chooses a token for every span whose logits were wanted, all at once on the executor's threads: a choice depends on
-    /// its own logits only.
+    /// Chooses a token for every span whose logits were wanted, by those after its last row, all at once on the executor's
+    /// threads: a choice depends on its own logits only.
     pub(crate) fn choose(
         &mut self,
         spans: &[Span],
@@ -82,16 +82,23 @@ impl Emitter {
             generation: Box<Generation>,
             choice: Choice,
         }
-        let wanted = spans.iter().filter(|span| span.logits);
-        let tasks: Vec<Mutex<Task<'_>>> = wanted
-            .zip(logits.chunks_exact_mut(self.vocab))
-            .filter_map(|(span, logits)| {
+        let mut rows = logits.chunks_exact_mut(self.vocab);
+        let last_of = |span: &Span| {
+            Some((
+                span.sequence,
+                rows.by_ref().take(span.logits as usize).last()?,
+            ))
+        };
+        let tasks: Vec<Mutex<Task<'_>>> = spans
+            .iter()
+            .filter_map(last_of)
+            .filter_map(|(sequence, logits)| {
                 let choice = Choice {
-                    sequence: span.sequence,
+                    sequence,
                     took: Duration::ZERO,
                     chosen: Err(BadLogits),
                 };
-                let generation = self.generations.remove(&span.sequence)?;
+                let generation = self.generations.remove(&sequence)?;
                 Some(Mutex::new(Task {
                     logits,
                     generation,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use realm_kernels::Cpu;
 use realm_text::TextModel;
-use realm_weights::Gguf;
+use realm_weights::ModelSource;
 
 use crate::account::Ledger;
 use crate::client::{Client, EngineShared};
@@ -101,16 +101,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Makes a model file ready and starts an engine for it.
+    /// Makes a model ready and starts an engine for it. The source is not needed any more then.
     ///
     /// # Errors
-    /// What is wrong with the file, or that its cache does not fit memory.
+    /// What is wrong with the model, or that its cache does not fit memory.
     pub fn load(
-        gguf: Gguf,
+        source: impl ModelSource,
         options: ModelOptions,
         config: EngineConfig,
     ) -> Result<Engine, LoadError> {
-        Engine::load_on(model::cpu(&options), gguf, options, config)
+        Engine::load_on(model::cpu(&options), source, options, config)
     }
 
     /// [`Engine::load`] on a given CPU back end, whose threads it may share with other models.
@@ -119,11 +119,11 @@ impl Engine {
     /// As [`Engine::load`].
     pub fn load_on(
         cpu: Cpu,
-        gguf: Gguf,
+        source: impl ModelSource,
         options: ModelOptions,
         config: EngineConfig,
     ) -> Result<Engine, LoadError> {
-        let (executor, facts, text) = model::load_on(cpu, &gguf, options)?;
+        let (executor, facts, text) = model::load_on(cpu, &source, options)?;
         Ok(Engine::spawn(executor, facts, text, config))
     }
 

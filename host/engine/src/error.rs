@@ -18,13 +18,13 @@ pub enum EngineError {
         retry_after_ms: u32,
     },
     /// The engine is full: wait.
-    #[error("the engine is overloaded, try again in {retry_after_ms} ms")]
+    #[error("the engine is overloaded; try again in {retry_after_ms} ms")]
     Overloaded {
         /// A hint when to try again.
         retry_after_ms: u32,
     },
     /// The tokens do not fit the context.
-    #[error("the context is full, {room} more tokens would fit")]
+    #[error("the context is full; {room} more tokens would fit")]
     ContextFull {
         /// Tokens that would still fit.
         room: u32,

@@ -4,37 +4,14 @@
 //! positions come from our own scheduler, which has already refused what does not fit; an executor still
 //! checks a batch before it touches memory and answers a bad one with an error instead of a panic.
 
+mod batch;
+mod blocks;
 pub(crate) mod cpu;
 
 use thiserror::Error;
 
-/// One token to compute at one position of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchRow {
-    /// Token id, below the vocabulary size.
-    pub token: u32,
-    /// Position in its sequence, from 0; its K and V go to block `position / 16` of the table.
-    pub position: u32,
-    /// Index into [`StepBatch::tables`].
-    pub table: u32,
-    /// Whether the logits after this token are wanted.
-    pub logits: bool,
-    /// Which adapter shapes this row; `None` is the base model.
-    pub adapter: Option<u32>,
-}
-
-/// The rows of one step, ragged over sequences.
-///
-/// Rows of one sequence are consecutive with ascending positions, and every earlier position of that
-/// sequence is in the cache or in this batch. A table lists the KV blocks of a sequence in order; blocks that
-/// rows of this batch write are in no other table.
-#[derive(Clone, Copy, Debug)]
-pub struct StepBatch<'a> {
-    /// The tokens to compute.
-    pub rows: &'a [BatchRow],
-    /// Block ids of each sequence, long enough for its last position.
-    pub tables: &'a [&'a [u32]],
-}
+pub use batch::{SequenceRows, StepBatch};
+pub use blocks::{BlockElement, BlockLayout, ImportError};
 
 /// Computes steps over KV blocks that it owns and that the engine numbers.
 pub trait Executor: Send {
@@ -54,6 +31,25 @@ pub trait Executor: Send {
     /// When a block id is not below the number of blocks the executor was made with.
     fn copy_block(&mut self, from: u32, to: u32);
 
+    /// Appends the K and V of `blocks`, in this order, to `out`: bytes for [`Executor::import_blocks`] of an executor of
+    /// the same model and type of cache.
+    ///
+    /// # Panics
+    /// As [`Executor::copy_block`].
+    fn export_blocks(&self, blocks: &[u32], out: &mut Vec<u8>);
+
+    /// Fills `blocks` with what was exported, in the order of the export. Sequences that have them in their tables go on
+    /// as those did whose blocks they were.
+    ///
+    /// The layout is checked, the values are not: other values make other logits, of these sequences only.
+    ///
+    /// # Errors
+    /// [`ImportError`] when the bytes are not blocks of this cache's layout, or not as many.
+    ///
+    /// # Panics
+    /// As [`Executor::copy_block`].
+    fn import_blocks(&mut self, bytes: &[u8], blocks: &[u32]) -> Result<(), ImportError>;
+
     /// Runs `task(0)` to `task(tasks - 1)`, each once, on the threads that compute, and returns when all have ended.
     fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..tasks).for_each(task);
@@ -65,7 +61,7 @@ pub trait Executor: Send {
 #[non_exhaustive]
 pub enum ExecutorError {
     /// A token id that the model does not have.
-    #[error("row {row} has token {token}, the vocabulary ends at {vocab}")]
+    #[error("row {row} has token {token}, but the vocabulary has {vocab} tokens")]
     TokenOutOfVocabulary {
         /// Index of the row in the batch.
         row: usize,
@@ -75,7 +71,7 @@ pub enum ExecutorError {
         vocab: u32,
     },
     /// A position past the context the executor was made for.
-    #[error("row {row} is at position {position}, the context ends at {context}")]
+    #[error("row {row} is at position {position}, but the context ends at {context}")]
     PositionOutOfContext {
         /// Index of the row in the batch.
         row: usize,
@@ -95,7 +91,7 @@ pub enum ExecutorError {
         table: u32,
     },
     /// A block id that the cache does not have.
-    #[error("table {table} holds block {block}, the cache ends at {blocks}")]
+    #[error("table {table} holds block {block}, but the cache has {blocks}")]
     BlockOutOfCache {
         /// Index of the table in the batch.
         table: usize,

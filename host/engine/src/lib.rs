@@ -51,12 +51,15 @@ pub use clock::{Clock, SystemClock};
 pub use embedder::{EMBED_TEXTS_MAX, Embedder, EmbedderClient};
 pub use engine::{Engine, EngineConfig, UNREAD_TOKENS_MAX};
 pub use error::EngineError;
-pub use executor::{BatchRow, Executor, ExecutorError, ModelFacts, StepBatch};
+pub use executor::{
+    BlockElement, BlockLayout, Executor, ExecutorError, ImportError, ModelFacts, SequenceRows,
+    StepBatch,
+};
 pub use model::{Activations, LoadError, ModelOptions};
 pub use outlet::{Event, Finish, StopReason, Usage};
 pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
 pub use realm_text as text;
-pub use realm_weights::{Gguf, GgufError};
+pub use realm_weights::{Gguf, GgufError, ModelSource, SourceError};
 pub use run::{Job, Run};
 pub use sampler::TokenLogprob;
 pub use sequence::Sequence;

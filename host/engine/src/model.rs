@@ -1,6 +1,7 @@
-//! Model files made ready to run: hyperparameters, weights, KV cache and text model of one GGUF file.
+//! Models made ready to run: hyperparameters, weights, KV cache and text model of one source.
 //!
-//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`.
+//! One architecture is one short file beside this one; what they compute is in `decoder.rs`, what they have in `layer.rs`, and
+//! what that is computed with, in `ops.rs`.
 //! A file is refused when anything in it would not be used or cannot be run: a model that is almost computed gives wrong
 //! answers that look right.
 
@@ -12,12 +13,17 @@ mod gemma2;
 mod gemma3;
 mod gptneox;
 mod granite;
+mod keys;
 mod layer;
 mod llama;
 mod loader;
 mod olmo2;
+mod ops;
+#[cfg(test)]
+mod ops_tests;
 mod panels;
 mod phi3;
+mod projection;
 mod qwen2;
 mod qwen3;
 mod rotary;
@@ -32,13 +38,14 @@ use std::sync::Arc;
 use realm_kernels::{BLOCK_TOKENS, KvLayer, Rounding};
 pub use realm_kernels::{Cpu, KvType};
 use realm_text::{TextError, TextModel};
-use realm_weights::{Gguf, GgufError};
+use realm_weights::{ModelSource, SourceError};
 use thiserror::Error;
 
 use crate::executor::cpu::CpuExecutor;
 use crate::executor::{Executor, ModelFacts};
 pub(crate) use bert::{Encoder, PASS_TOKENS_MAX};
-pub(crate) use decoder::{Decoder, Scratch, Step};
+pub(crate) use decoder::{Decoder, Scratch};
+use keys::Keys;
 use loader::{Loader, Shape};
 use panels::Panels;
 
@@ -110,13 +117,13 @@ impl Default for ModelOptions {
 pub enum LoadError {
     /// A key or tensor is missing, of the wrong type, or of a type without kernels.
     #[error(transparent)]
-    Gguf(#[from] GgufError),
+    Source(#[from] SourceError),
     /// The tokenizer or chat template is not usable.
-    #[error("the tokenizer of the model")]
+    #[error("the model's tokenizer cannot be used")]
     Text(#[from] TextError),
     /// An architecture that is not written yet.
     #[error(
-        "architecture {architecture} is not supported, only {} for text and {} for embeddings",
+        "architecture {architecture} is not supported; supported are {} for text and {} for embeddings",
         ARCHITECTURES.join(", "),
         ENCODERS.join(", ")
     )]
@@ -126,20 +133,20 @@ pub enum LoadError {
     },
     /// A model that gives embeddings where one that generates is wanted.
     #[error(
-        "architecture {architecture} gives embeddings and no text: set it as the embedding model"
+        "architecture {architecture} makes embeddings, not text; configure it as the embedding model"
     )]
     GivesEmbeddings {
         /// `general.architecture` of the file.
         architecture: String,
     },
     /// A model that generates where one that gives embeddings is wanted.
-    #[error("architecture {architecture} gives no embeddings, only {} does", ENCODERS.join(", "))]
+    #[error("architecture {architecture} cannot make embeddings; {} can", ENCODERS.join(", "))]
     GivesNoEmbeddings {
         /// `general.architecture` of the file.
         architecture: String,
     },
     /// A value that contradicts another or makes no sense.
-    #[error("key {key} is {value}, {wanted} is expected")]
+    #[error("key {key} is {value}, but it must be {wanted}")]
     BadValue {
         /// The metadata key.
         key: String,
@@ -159,7 +166,7 @@ pub enum LoadError {
         feature: &'static str,
     },
     /// A tensor that does not fit the hyperparameters.
-    #[error("tensor {name} has shape {shape:?}, {expected:?} is expected")]
+    #[error("tensor {name} has shape {shape:?}, but it must be {expected:?}")]
     WrongShape {
         /// The tensor.
         name: String,
@@ -167,6 +174,14 @@ pub enum LoadError {
         shape: Vec<u64>,
         /// The shape that the hyperparameters ask for.
         expected: Vec<u64>,
+    },
+    /// A vocabulary that token ids cannot count.
+    #[error("tensor {name} has {rows} rows, but token ids are 32 bits wide")]
+    TooManyRows {
+        /// The tensor.
+        name: String,
+        /// Its rows.
+        rows: usize,
     },
     /// Tensors that the architecture does not have: computing without them would be another model.
     #[error("tensor {name} is not part of architecture {architecture} ({count} such tensors)")]
@@ -179,7 +194,7 @@ pub enum LoadError {
         count: usize,
     },
     /// The tokenizer has ids for which the model has no embedding.
-    #[error("the tokenizer has {tokens} tokens, the embedding has {rows}")]
+    #[error("the tokenizer has {tokens} tokens, but the embedding has only {rows} rows")]
     VocabularyMismatch {
         /// Tokens in the tokenizer.
         tokens: u32,
@@ -188,7 +203,7 @@ pub enum LoadError {
     },
     /// The budget holds not even one block.
     #[error(
-        "{kv_bytes_max} bytes of KV cache hold no block: one takes {block_bytes} bytes in this model"
+        "{kv_bytes_max} bytes of KV cache are too few: a block of this model takes {block_bytes}"
     )]
     KvTooSmall {
         /// The budget.
@@ -217,12 +232,12 @@ pub type Loaded = (Box<dyn Executor>, ModelFacts, Arc<TextModel>);
 
 /// Reads a model for the best instruction set of this CPU.
 ///
-/// The executor owns its weights; the file is not needed after this returns.
+/// The executor owns its weights; the source is not needed after this returns.
 ///
 /// # Errors
 /// [`LoadError`], naming the key or tensor.
-pub fn load(gguf: Arc<Gguf>, options: ModelOptions) -> Result<Loaded, LoadError> {
-    load_on(cpu(&options), &gguf, options)
+pub fn load(source: &dyn ModelSource, options: ModelOptions) -> Result<Loaded, LoadError> {
+    load_on(cpu(&options), source, options)
 }
 
 /// The CPU back end that [`load`] takes: the best instruction set, and the threads and rounding of the options.
@@ -243,12 +258,17 @@ pub fn cpu(options: &ModelOptions) -> Cpu {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, LoadError> {
+pub fn load_on(
+    cpu: Cpu,
+    source: &dyn ModelSource,
+    options: ModelOptions,
+) -> Result<Loaded, LoadError> {
     // The text first: it is quick, and a file without a tokenizer is not worth repacking.
-    let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
-    let architecture = gguf.metadata().require_str("general.architecture")?;
-    let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
-    let mut loader = Loader::new(gguf, panels, architecture, options.context_max);
+    let text = TextModel::new(text_source::text_source(source)?)?;
+    let architecture = source.metadata().require_str("general.architecture")?;
+    let keys = Keys::new(source.metadata(), architecture, options.context_max);
+    let panels = Panels::new(source, &cpu, options.packed_dir.as_deref());
+    let mut loader = Loader::new(source, keys, &cpu, Box::new(panels));
     let decoder = match architecture {
         "gemma2" => gemma2::load(&mut loader)?,
         "gemma3" => gemma3::load(&mut loader)?,
@@ -266,7 +286,7 @@ pub fn load_on(cpu: Cpu, gguf: &Gguf, options: ModelOptions) -> Result<Loaded, L
     let shape = decoder.shape().clone();
     check_vocabulary(&text, &shape)?;
     let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
-    let facts = facts(gguf, architecture, &shape, &kv, &cpu, options.context_max)?;
+    let facts = facts(source, architecture, &shape, &kv, &cpu, options.context_max)?;
     let executor = CpuExecutor::new(cpu, decoder, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
 }
@@ -293,10 +313,10 @@ fn check_vocabulary(text: &TextModel, shape: &Shape) -> Result<(), LoadError> {
 /// [`LoadError`], naming the key or tensor.
 pub(crate) fn load_encoder(
     cpu: Cpu,
-    gguf: &Gguf,
+    source: &dyn ModelSource,
     options: &ModelOptions,
 ) -> Result<(Encoder, Arc<TextModel>), LoadError> {
-    let architecture = gguf.metadata().require_str("general.architecture")?;
+    let architecture = source.metadata().require_str("general.architecture")?;
     if ARCHITECTURES.contains(&architecture) {
         let architecture = architecture.to_owned();
         return Err(LoadError::GivesNoEmbeddings { architecture });
@@ -304,9 +324,10 @@ pub(crate) fn load_encoder(
     if !ENCODERS.contains(&architecture) {
         return Err(unknown(architecture));
     }
-    let text = TextModel::new(text_source::text_source(gguf.metadata())?)?;
-    let panels = Panels::new(gguf, &cpu, options.packed_dir.as_deref());
-    let mut loader = Loader::new(gguf, panels, architecture, options.context_max);
+    let text = TextModel::new(text_source::text_source(source)?)?;
+    let keys = Keys::new(source.metadata(), architecture, options.context_max);
+    let panels = Panels::new(source, &cpu, options.packed_dir.as_deref());
+    let mut loader = Loader::new(source, keys, &cpu, Box::new(panels));
     let encoder = Encoder::load(&mut loader, cpu.clone())?;
     loader.finish()?;
     check_vocabulary(&text, encoder.shape())?;
@@ -357,14 +378,17 @@ fn kv_cache(shape: &Shape, kv_bytes_max: u64, ty: KvType) -> Result<KvCache, Loa
 }
 
 fn facts(
-    gguf: &Gguf,
+    source: &dyn ModelSource,
     architecture: &str,
     shape: &Shape,
     kv: &KvCache,
     cpu: &Cpu,
     context_max: Option<u32>,
 ) -> Result<ModelFacts, LoadError> {
-    let name = gguf.metadata().str("general.name")?.unwrap_or(architecture);
+    let name = source
+        .metadata()
+        .str("general.name")?
+        .unwrap_or(architecture);
     let kv_tokens = kv.blocks * BLOCK_TOKENS as u32;
     Ok(ModelFacts {
         name: name.to_owned(),
@@ -375,11 +399,11 @@ fn facts(
             .min(kv_tokens),
         vocab_size: shape.vocab,
         layers: shape.layers,
-        parameters: gguf
+        parameters: source
             .tensors()
             .map(|tensor| tensor.shape.iter().product::<u64>())
             .sum(),
-        file_bytes: gguf.file_bytes(),
+        file_bytes: source.file_bytes(),
         kv_blocks: kv.blocks,
         kv_bytes: kv.bytes,
         block_tokens: BLOCK_TOKENS as u32,

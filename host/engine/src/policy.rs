@@ -83,35 +83,35 @@ impl Policy {
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         if self.logit_bias.len() > vocab as usize {
             return Err(format!(
-                "logit_bias has {} entries, the vocabulary has {vocab}",
+                "logit_bias has {} entries, but the vocabulary has {vocab} tokens",
                 self.logit_bias.len()
             ));
         }
         for &(token, bias) in &self.logit_bias {
             if token >= vocab {
                 return Err(format!(
-                    "logit_bias names token {token}, the vocabulary ends at {vocab}"
+                    "logit_bias names token {token}, but the vocabulary has {vocab} tokens"
                 ));
             }
             within("logit_bias", bias, -100.0, 100.0)?;
         }
         if self.stop.len() > STOPS_MAX {
             return Err(format!(
-                "stop has {} strings, at most {STOPS_MAX} are allowed",
+                "stop has {} strings, but at most {STOPS_MAX} are allowed",
                 self.stop.len()
             ));
         }
         for stop in &self.stop {
             if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
                 return Err(format!(
-                    "a stop string has {} bytes, it must have 1 to {STOP_BYTES_MAX}",
+                    "a stop string has {} bytes, but it must have 1 to {STOP_BYTES_MAX}",
                     stop.len()
                 ));
             }
         }
         match self.logprobs {
             Some(top) if top > LOGPROBS_MAX => Err(format!(
-                "logprobs asks for {top} alternatives, at most {LOGPROBS_MAX} are given"
+                "logprobs asks for {top} alternatives, but at most {LOGPROBS_MAX} are given"
             )),
             _ => Ok(()),
         }
@@ -129,7 +129,7 @@ fn within(field: &str, value: f32, min: f32, max: f32) -> Result<(), String> {
         format!("at least {min}")
     };
     Err(format!(
-        "{field} is {value}, it must be {above} and at most {max}"
+        "{field} is {value}, but it must be {above} and at most {max}"
     ))
 }
 
@@ -151,35 +151,35 @@ mod tests {
         };
         check(
             |p| p.temperature = -1.0,
-            "temperature is -1, it must be at least 0 and at most 100",
+            "temperature is -1, but it must be at least 0 and at most 100",
         );
         check(
             |p| p.temperature = f32::NAN,
-            "temperature is NaN, it must be at least 0 and at most 100",
+            "temperature is NaN, but it must be at least 0 and at most 100",
         );
         check(
             |p| p.top_p = 0.0,
-            "top_p is 0, it must be above 0 and at most 1",
+            "top_p is 0, but it must be above 0 and at most 1",
         );
         check(
             |p| p.frequency_penalty = 3.0,
-            "frequency_penalty is 3, it must be at least -2 and at most 2",
+            "frequency_penalty is 3, but it must be at least -2 and at most 2",
         );
         check(
             |p| p.logit_bias = vec![(10, 1.0)],
-            "logit_bias names token 10, the vocabulary ends at 10",
+            "logit_bias names token 10, but the vocabulary has 10 tokens",
         );
         check(
             |p| p.stop = vec![String::new()],
-            "a stop string has 0 bytes, it must have 1 to 256",
+            "a stop string has 0 bytes, but it must have 1 to 256",
         );
         check(
             |p| p.stop = vec!["x".to_owned(); 17],
-            "stop has 17 strings, at most 16 are allowed",
+            "stop has 17 strings, but at most 16 are allowed",
         );
         check(
             |p| p.logprobs = Some(21),
-            "logprobs asks for 21 alternatives, at most 20 are given",
+            "logprobs asks for 21 alternatives, but at most 20 are given",
         );
     }
 }

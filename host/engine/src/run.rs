@@ -25,7 +25,7 @@ pub(crate) fn claim(run: u64, sequences: &[Arc<SharedSequence>]) -> Result<(), E
             Some(format!("the sequence of job {index} is empty"))
         } else if !sequence.claim(run) {
             Some(format!(
-                "the sequence of job {index} is being decoded already"
+                "the sequence of job {index} is already being decoded"
             ))
         } else {
             None

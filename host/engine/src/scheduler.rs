@@ -58,12 +58,13 @@ impl Scheduler {
         self.shares.know(owner);
     }
 
+    /// Tenants that have work now and had none before, or the other way round. To be told before the next plan.
+    pub(crate) fn change(&mut self, tenants: &[(u32, bool)]) {
+        self.shares.change(tenants);
+    }
+
     /// What the next step does. Nothing to compute only when nothing can be computed.
     pub(crate) fn plan(&mut self, batch: &Batch) -> Plan {
-        let lines = batch.lines();
-        let waiting = lines.waiting().keys().copied();
-        self.shares
-            .set_active(waiting.chain(lines.running_by().keys().copied()));
         let mut base = Draft::new(batch);
         let totals = Totals {
             places: self.limits.sequences_running_max,

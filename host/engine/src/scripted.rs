@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use realm_kernels::AttentionRow;
 use realm_text::{TextModel, TextSource};
 
 use crate::engine::{Engine, EngineConfig};
-use crate::executor::{Executor, ExecutorError, ModelFacts, StepBatch};
+use crate::executor::{
+    BlockElement, BlockLayout, Executor, ExecutorError, ImportError, ModelFacts, StepBatch,
+};
 
 /// Token ids below this are bytes.
 const BYTES: u32 = 256;
@@ -137,6 +140,16 @@ fn byte_char(byte: u8) -> char {
     char::from_u32(256 + invisible_before).expect("below the surrogates")
 }
 
+/// What its blocks are made of: a token id stands for its key and value.
+const LAYOUT: BlockLayout = BlockLayout {
+    layers: 1,
+    kv_heads: 1,
+    head_dim: 1,
+    block_tokens: BLOCK_TOKENS,
+    element: BlockElement::TokenId,
+    block_bytes: 4 * BLOCK_TOKENS as u64,
+};
+
 struct ScriptedExecutor {
     scripted: Scripted,
     slots: Vec<u32>, // [blocks, BLOCK_TOKENS], token ids
@@ -158,26 +171,25 @@ impl Executor for ScriptedExecutor {
         if !self.scripted.step_delay.is_zero() {
             std::thread::sleep(self.scripted.step_delay);
         }
-        for (index, row) in batch.rows.iter().enumerate() {
-            let slot = self.slot(batch, index, row.table, row.position)?;
-            self.slots[slot] = row.token;
+        for (&slot, &token) in batch.slots().iter().zip(batch.tokens()) {
+            self.slots[slot as usize] = token;
         }
         assert_written_alone(batch);
         logits.clear();
-        for (index, row) in batch.rows.iter().enumerate() {
-            if row.logits {
-                let history = (0..=row.position)
-                    .map(|position| {
-                        let slot = self.slot(batch, index, row.table, position)?;
-                        Ok(self.slots[slot])
-                    })
-                    .collect::<Result<Vec<u32>, ExecutorError>>()?;
-                let next = self.scripted.script.next(&history);
-                // The others together are less likely than one in a million.
-                let start = logits.len();
-                logits.resize(start + VOCAB as usize, 0.0);
-                logits[start + next as usize] = 20.0;
-            }
+        for &row in batch.outputs() {
+            let AttentionRow { table, position } = batch.attention()[row as usize];
+            let blocks = batch.tables()[table as usize];
+            let history: Vec<u32> = (0..=position)
+                .map(|position| {
+                    let block = blocks[(position / BLOCK_TOKENS) as usize];
+                    self.slots[(block * BLOCK_TOKENS + position % BLOCK_TOKENS) as usize]
+                })
+                .collect();
+            let next = self.scripted.script.next(&history);
+            // The others together are less likely than one in a million.
+            let start = logits.len();
+            logits.resize(start + VOCAB as usize, 0.0);
+            logits[start + next as usize] = 20.0;
         }
         Ok(())
     }
@@ -188,40 +200,38 @@ impl Executor for ScriptedExecutor {
         self.slots
             .copy_within(start..end, (to * BLOCK_TOKENS) as usize);
     }
+
+    fn export_blocks(&self, blocks: &[u32], out: &mut Vec<u8>) {
+        LAYOUT.begin(blocks.len(), out);
+        for &block in blocks {
+            let start = (block * BLOCK_TOKENS) as usize;
+            for token in &self.slots[start..start + BLOCK_TOKENS as usize] {
+                out.extend_from_slice(&token.to_le_bytes());
+            }
+        }
+    }
+
+    fn import_blocks(&mut self, bytes: &[u8], blocks: &[u32]) -> Result<(), ImportError> {
+        for (bytes, block) in LAYOUT.blocks(bytes, blocks.len())?.zip(blocks) {
+            let (tokens, _) = bytes.as_chunks::<4>();
+            let start = (block * BLOCK_TOKENS) as usize;
+            for (slot, token) in self.slots[start..].iter_mut().zip(tokens) {
+                *slot = u32::from_le_bytes(*token);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Holds the engine to its side of [`StepBatch`]: a block that rows write is in no other table.
 fn assert_written_alone(batch: &StepBatch<'_>) {
     let mut holders: BTreeMap<u32, u32> = BTreeMap::new();
-    for &block in batch.tables.iter().copied().flatten() {
+    for &block in batch.tables().iter().copied().flatten() {
         *holders.entry(block).or_insert(0) += 1;
     }
-    for row in batch.rows {
-        let block = batch.tables[row.table as usize][(row.position / BLOCK_TOKENS) as usize];
+    for slot in batch.slots() {
+        let block = slot / BLOCK_TOKENS;
         assert_eq!(holders[&block], 1, "block {block} is written and shared");
-    }
-}
-
-impl ScriptedExecutor {
-    fn slot(
-        &self,
-        batch: &StepBatch<'_>,
-        row: usize,
-        table: u32,
-        position: u32,
-    ) -> Result<usize, ExecutorError> {
-        let block = batch
-            .tables
-            .get(table as usize)
-            .and_then(|blocks| blocks.get((position / BLOCK_TOKENS) as usize));
-        let Some(&block) = block else {
-            return Err(ExecutorError::NoBlock {
-                row,
-                position,
-                table,
-            });
-        };
-        Ok((block * BLOCK_TOKENS + position % BLOCK_TOKENS) as usize)
     }
 }
 

@@ -131,7 +131,7 @@ impl Sequence {
         let vocab = engine.facts.vocab_size;
         if let Some(token) = tokens.iter().find(|&&token| token >= vocab) {
             return Err(EngineError::Invalid(format!(
-                "token {token} is not in the vocabulary of {vocab}"
+                "token {token} is not in the vocabulary of {vocab} tokens"
             )));
         }
         engine.inbox.push(self.shared.owner.tenant, || {
@@ -207,14 +207,17 @@ impl Sequence {
             let current = self.shared.length();
             if length > current {
                 return Err(EngineError::Invalid(format!(
-                    "cannot rewind to {length}, the sequence has {current} tokens"
+                    "cannot rewind to {length}; the sequence has {current} tokens"
                 )));
             }
             if length == current {
                 return Ok((None, ()));
             }
             if !engine.facts.can_rewind {
-                let what = format!("a sequence of {} cannot be rewound", engine.facts.name);
+                let what = format!(
+                    "sequences of the model {} cannot be rewound",
+                    engine.facts.name
+                );
                 return Err(EngineError::Invalid(what));
             }
             self.shared.set_length(length);
@@ -247,7 +250,7 @@ impl Sequence {
     ) -> Result<oneshot::Receiver<Vec<u32>>, EngineError> {
         if start > end {
             return Err(EngineError::Invalid(format!(
-                "tokens {start}..{end} is not a range"
+                "{start}..{end} is not a range of tokens"
             )));
         }
         let (reply, ready) = oneshot::channel();
@@ -266,7 +269,7 @@ impl Sequence {
 
     fn check_not_decoding(&self, what: &str) -> Result<(), EngineError> {
         if self.shared.is_decoding() {
-            let text = format!("a sequence that a run decodes cannot be {what}");
+            let text = format!("a sequence cannot be {what} while a run decodes it");
             return Err(EngineError::Invalid(text));
         }
         Ok(())
@@ -278,7 +281,7 @@ impl Sequence {
         if blocks > blocks_max {
             return Err(EngineError::Quota {
                 what: format!(
-                    "{length} tokens need {blocks} KV blocks, the tenant may hold {blocks_max}"
+                    "{length} tokens need {blocks} KV blocks, but the tenant may hold {blocks_max}"
                 ),
                 retry_after_ms: 0,
             });

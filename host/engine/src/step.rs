@@ -13,7 +13,7 @@ use crate::client::EngineShared;
 use crate::clock::Clock;
 use crate::emitter::Emitter;
 use crate::error::EngineError;
-use crate::executor::{BatchRow, Executor, StepBatch};
+use crate::executor::Executor;
 use crate::inbox::{Command, StartedJob};
 use crate::outlet::{Finish, Outlet, StopReason};
 use crate::scheduler::{Limits, Plan, Scheduler, Shortage};
@@ -28,7 +28,6 @@ pub(crate) struct StepLoop {
     pub(crate) batch: Batch,
     pub(crate) scheduler: Scheduler,
     emitter: Emitter,
-    rows: Vec<BatchRow>,
     logits: Vec<f32>, // [rows that asked, vocab]
 }
 
@@ -49,7 +48,6 @@ impl StepLoop {
             batch: Batch::new(&shared.facts),
             scheduler: Scheduler::new(limits),
             emitter: Emitter::new(text, shared.facts.vocab_size, seed),
-            rows: Vec::new(),
             logits: Vec::new(),
             shared,
         };
@@ -61,6 +59,7 @@ impl StepLoop {
     pub(crate) fn step(&mut self) -> Result<(), EngineError> {
         let began = self.clock.now();
         self.receive();
+        self.scheduler.change(&self.batch.take_changed_tenants());
         let plan = self.scheduler.plan(&self.batch);
         self.carry_out(&plan);
         if !plan.spans.is_empty() {
@@ -182,10 +181,9 @@ impl StepLoop {
 
     /// Computes the planned rows. A batch the executor refuses costs its own sequences only; a panic, the engine.
     fn forward(&mut self, plan: &Plan) -> Result<Result<(), EngineError>, EngineError> {
-        self.batch.rows(&plan.spans, &mut self.rows);
-        let batch = StepBatch {
-            rows: &self.rows,
-            tables: &self.batch.tables(&plan.spans),
+        let batch = match self.batch.rows(plan) {
+            Ok(batch) => batch,
+            Err(error) => return Ok(Err(EngineError::Internal(error.to_string()))),
         };
         let (executor, logits) = (&mut self.executor, &mut self.logits);
         let began = self.clock.now();
@@ -195,9 +193,12 @@ impl StepLoop {
         if let Err(error) = computed {
             return Ok(Err(EngineError::Internal(error.to_string())));
         }
-        let wanted = self.rows.iter().filter(|row| row.logits).count();
+        let wanted = batch.outputs().len();
         if self.logits.len() != wanted * self.shared.facts.vocab_size as usize {
-            let what = format!("{} logits for {wanted} rows", self.logits.len());
+            let what = format!(
+                "the executor gave {} logits for {wanted} rows",
+                self.logits.len()
+            );
             return Ok(Err(EngineError::Internal(what)));
         }
         let took = self.clock.now().saturating_sub(began);

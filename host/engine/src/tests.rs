@@ -374,7 +374,7 @@ fn a_rewind_takes_back_tokens_and_blocks() {
     let mut run = engine.start(&direct, greedy(3));
     assert_eq!(rewound[0].tokens, engine.finish(&mut run)[0].tokens);
     let error = block_on(sequence.rewind(100)).unwrap_err();
-    let what = "cannot rewind to 100, the sequence has 15 tokens";
+    let what = "cannot rewind to 100; the sequence has 15 tokens";
     assert_eq!(error, EngineError::Invalid(what.to_owned()));
 }
 
@@ -470,11 +470,11 @@ fn wrong_calls_are_named() {
     let sequence = engine.client.sequence(OWNER, &Account::new()).unwrap();
     check(
         sequence.append([259]),
-        "token 259 is not in the vocabulary of 259",
+        "token 259 is not in the vocabulary of 259 tokens",
     );
     check(
         sequence.append([0; 5000]),
-        "the context is full, 4096 more tokens would fit",
+        "the context is full; 4096 more tokens would fit",
     );
     let start = |sequence, policy| {
         let run = engine.client.start(vec![Job { sequence, policy }]);
@@ -490,7 +490,7 @@ fn wrong_calls_are_named() {
     };
     check(
         start(&sequence, policy),
-        "top_p is 2, it must be above 0 and at most 1",
+        "top_p is 2, but it must be above 0 and at most 1",
     );
     let owner = Owner {
         kv_blocks_max: 2,
@@ -499,7 +499,7 @@ fn wrong_calls_are_named() {
     let poor = engine.client.sequence(owner, &Account::new());
     check(
         poor.unwrap().append([0; 33]),
-        "quota: 33 tokens need 3 KV blocks, the tenant may hold 2",
+        "quota: 33 tokens need 3 KV blocks, but the tenant may hold 2",
     );
     assert!(engine.client.start(Vec::new()).is_err());
     let elsewhere = Stepped::new(Scripted::default(), EngineConfig::default());

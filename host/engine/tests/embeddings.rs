@@ -98,19 +98,7 @@ fn minilm(matrices: BlockType) -> (tempfile::TempDir, PathBuf) {
     }
     writer.f32("bert.attention.layer_norm_epsilon", 1e-12);
     writer.bool("bert.attention.causal", false);
-    let vocabulary =
-        std::fs::read_to_string(fixture("minilm-vocab.txt")).expect("it is in the repository");
-    let phantom = |token: &str| match token.strip_prefix("##") {
-        Some(goes_on) => goes_on.to_owned(),
-        None if token.starts_with('[') && token.ends_with(']') => token.to_owned(),
-        None => format!("\u{2581}{token}"),
-    };
-    let tokens: Vec<String> = vocabulary.lines().map(phantom).collect();
-    writer.str("tokenizer.ggml.model", "bert");
-    writer.strings("tokenizer.ggml.tokens", &tokens);
-    for (name, token) in [("unknown", 100), ("cls", 101), ("seperator", 102)] {
-        writer.u32(&format!("tokenizer.ggml.{name}_token_id"), token);
-    }
+    minilm_vocabulary(&mut writer);
     let mut tensors = Vec::new();
     for (name, tensor) in weights.tensors() {
         if name.starts_with("pooler.") || tensor.dtype() != Dtype::F32 {
@@ -141,6 +129,22 @@ fn minilm(matrices: BlockType) -> (tempfile::TempDir, PathBuf) {
     });
     written.expect("the file is written");
     (folder, path)
+}
+
+fn minilm_vocabulary(writer: &mut GgufWriter) {
+    let vocabulary =
+        std::fs::read_to_string(fixture("minilm-vocab.txt")).expect("it is in the repository");
+    let phantom = |token: &str| match token.strip_prefix("##") {
+        Some(goes_on) => goes_on.to_owned(),
+        None if token.starts_with('[') && token.ends_with(']') => token.to_owned(),
+        None => format!("\u{2581}{token}"),
+    };
+    let tokens: Vec<String> = vocabulary.lines().map(phantom).collect();
+    writer.str("tokenizer.ggml.model", "bert");
+    writer.strings("tokenizer.ggml.tokens", &tokens);
+    for (name, token) in [("unknown", 100), ("cls", 101), ("seperator", 102)] {
+        writer.u32(&format!("tokenizer.ggml.{name}_token_id"), token);
+    }
 }
 
 fn encode(values: &[f32], ty: BlockType) -> Vec<u8> {

@@ -5,8 +5,8 @@ mod common;
 use std::path::PathBuf;
 
 use common::{Model, threads};
-use realm_engine::Gguf;
 use realm_engine::model::ModelOptions;
+use realm_engine::{Gguf, ModelSource};
 use realm_kernels::Cpu;
 
 const EXPERTS: usize = 4;

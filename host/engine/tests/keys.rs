@@ -177,11 +177,11 @@ fn patterns_that_make_no_sense_are_refused() {
     };
     refused(
         Bools(&[true]),
-        "key olmo2.attention.sliding_window_pattern is 1 values, one for each of 2 layers is expected",
+        "key olmo2.attention.sliding_window_pattern is 1 values, but it must be one for each of 2 layers",
     );
     refused(
         U32(0),
-        "key olmo2.attention.sliding_window_pattern is 0, a positive number is expected",
+        "key olmo2.attention.sliding_window_pattern is 0, but it must be a positive number",
     );
     // However many layers the file says it has, nothing is made for them before their tensors were seen.
     let count = |n: u32| [b"olmo2.block_count\x04\0\0\0".as_slice(), &n.to_le_bytes()].concat();

@@ -3,12 +3,10 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::files::{folder, patched, refused, with_key};
 use common::{Model, Piece, argmax, logprobs, threads};
-use realm_engine::model::{LoadError, ModelOptions, load, load_on};
-use realm_engine::{BatchRow, ExecutorError, Gguf, StepBatch};
+use realm_engine::model::{KvType, LoadError, ModelOptions, load, load_on};
+use realm_engine::{ExecutorError, Gguf, ImportError, SequenceRows, StepBatch};
 use realm_kernels::cpu::{Cpu, Isa, Rounding};
 use serde::Deserialize;
 
@@ -292,30 +290,29 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-fn rows_that_do_not_ask_get_no_logits() {
+fn a_span_gets_the_logits_of_as_many_of_its_last_rows_as_it_asks_for() {
     let mut model = open("llama", Cpu::new(threads()));
     let ids = &zoo("llama").prompts[0].ids;
-    let whole = model.prefill(&TABLES[0], ids, ids.len());
-    let rows: Vec<BatchRow> = (0u32..)
-        .zip(ids)
-        .map(|(position, token)| BatchRow {
-            token: *token,
-            position,
-            table: 0,
-            logits: position == 3 || position == 23,
-            adapter: None,
-        })
-        .collect();
-    let mut logits = vec![7.0; 5];
-    let batch = StepBatch {
-        rows: &rows,
-        tables: &[&TABLES[0]],
+    let one_by_one = model.prefill(&TABLES[0], ids, 1);
+    let span = |blocks, logits| SequenceRows {
+        blocks,
+        start: 0,
+        logits,
+        adapter: None,
     };
-    model
-        .executor
-        .forward(&batch, &mut logits)
-        .expect("the batch fits");
-    assert!(logits == [&whole[3][..], &whole[23]].concat());
+    for (first, second) in [(3, 1), (0, 5), (1, 0), (ids.len() as u32, 2)] {
+        let mut batch = StepBatch::default();
+        for (table, logits) in [(&TABLES[0], first), (&TABLES[1], second)] {
+            let pushed = batch.push(span(&table[..], logits), ids.iter().copied());
+            pushed.expect("a block for every position");
+        }
+        let mut logits = vec![7.0; 5];
+        let computed = model.executor.forward(&batch, &mut logits);
+        computed.expect("the batch fits");
+        let expected =
+            [first, second].map(|count| one_by_one[ids.len() - count as usize..].concat());
+        assert!(logits == expected.concat(), "{first} and {second}");
+    }
 }
 
 #[test]
@@ -336,96 +333,133 @@ fn a_copied_block_carries_on_as_the_original() {
 }
 
 #[test]
+fn exported_blocks_carry_on_in_another_executor() {
+    let ids = &zoo("gemma3").prompts[0].ids;
+    for kv_type in [KvType::F16, KvType::Q8_0] {
+        let options = ModelOptions {
+            kv_type,
+            ..ModelOptions::default()
+        };
+        let path = folder().join("gemma3.gguf");
+        let [mut model, mut other] =
+            [(); 2].map(|()| Model::open_with(&path, Cpu::new(threads()), options.clone()));
+        let whole = model.prefill(&TABLES[0], ids, ids.len());
+        model.prefill(&[0, 1], &ids[..20], 20);
+        let mut bytes = Vec::new();
+        model.executor.export_blocks(&[0, 1], &mut bytes);
+        let imported = other.executor.import_blocks(&bytes, &[7, 3]);
+        imported.expect("the same layout");
+        let rest = Piece {
+            table: &[7, 3],
+            start: 20,
+            tokens: &ids[20..],
+        };
+        assert!(other.step(&[rest]) == whole[20..], "{kv_type:?}");
+    }
+}
+
+#[test]
+fn bytes_that_are_not_such_blocks_are_refused() {
+    let mut model = open("llama", Cpu::new(1));
+    let ids = &zoo("llama").prompts[0].ids;
+    let expected = model.prefill(&TABLES[0], ids, ids.len());
+    let mut good = Vec::new();
+    model.executor.export_blocks(&TABLES[0][..2], &mut good);
+    let block_bytes = (good.len() - 32) / 2;
+    let mut refused = |bytes: &[u8], blocks: &[u32]| {
+        let error = model.executor.import_blocks(bytes, blocks);
+        error.expect_err("other bytes")
+    };
+    assert_eq!(refused(&[], &TABLES[0][..2]), ImportError::NotBlocks);
+    assert_eq!(refused(&[7; 100], &TABLES[0][..2]), ImportError::NotBlocks);
+    let wrong_count = ImportError::WrongCount {
+        found: 2,
+        expected: 1,
+    };
+    assert_eq!(refused(&good, &TABLES[0][..1]), wrong_count);
+    let wrong_length = ImportError::WrongLength {
+        found: 2 * block_bytes - 1,
+        expected: 2 * block_bytes as u64,
+    };
+    assert_eq!(
+        refused(&good[..good.len() - 1], &TABLES[0][..2]),
+        wrong_length
+    );
+    let mut of_other = Vec::new();
+    let options = ModelOptions {
+        kv_type: KvType::Q8_0,
+        ..ModelOptions::default()
+    };
+    let other = Model::open_with(&folder().join("llama.gguf"), Cpu::new(1), options);
+    other.executor.export_blocks(&[0, 1], &mut of_other);
+    let message = refused(&of_other, &TABLES[0][..2]).to_string();
+    assert!(
+        message.contains("(q8_0)") && message.contains("(f16)"),
+        "{message}"
+    );
+    // Nothing was written by any of these.
+    let piece = Piece {
+        table: &TABLES[0],
+        start: ids.len() as u32 - 1,
+        tokens: &ids[ids.len() - 1..],
+    };
+    assert!(model.step(&[piece])[0] == expected[ids.len() - 1]);
+}
+
+#[test]
 fn a_batch_that_does_not_fit_is_refused() {
     let mut model = open("llama", Cpu::new(1));
     let blocks = model.facts.kv_blocks;
-    let good = BatchRow {
-        token: 1,
-        position: 0,
-        table: 0,
-        logits: true,
-        adapter: None,
-    };
-    let mut refused = |row: BatchRow, table: &[u32]| {
-        let batch = StepBatch {
-            rows: &[row],
-            tables: &[table],
+    let many: Vec<u32> = (0..33).collect();
+    let mut refused = |token: u32, position: u32, table: &[u32], adapter: Option<u32>| {
+        let rows = SequenceRows {
+            blocks: table,
+            start: position,
+            logits: 1,
+            adapter,
         };
-        let mut logits = Vec::new();
-        let error = model
-            .executor
-            .forward(&batch, &mut logits)
-            .expect_err("a bad batch");
+        let mut batch = StepBatch::default();
+        let mut logits = vec![1.0];
+        let error = match batch.push(rows, [token]) {
+            Err(error) => return error,
+            Ok(()) => model.executor.forward(&batch, &mut logits),
+        };
         assert!(logits.is_empty());
-        error
+        error.expect_err("a bad batch")
     };
-    assert_eq!(
-        refused(BatchRow { token: 512, ..good }, &[0]),
-        ExecutorError::TokenOutOfVocabulary {
-            row: 0,
-            token: 512,
-            vocab: 512
-        }
-    );
-    assert_eq!(
-        refused(
-            BatchRow {
-                position: 512,
-                ..good
-            },
-            &[0]
-        ),
-        ExecutorError::PositionOutOfContext {
-            row: 0,
-            position: 512,
-            context: 512
-        }
-    );
-    assert_eq!(
-        refused(
-            BatchRow {
-                position: 16,
-                ..good
-            },
-            &[0]
-        ),
-        ExecutorError::NoBlock {
-            row: 0,
-            position: 16,
-            table: 0
-        }
-    );
-    assert_eq!(
-        refused(BatchRow { table: 1, ..good }, &[0]),
-        ExecutorError::NoBlock {
-            row: 0,
-            position: 0,
-            table: 1
-        }
-    );
-    assert_eq!(
-        refused(good, &[blocks]),
-        ExecutorError::BlockOutOfCache {
+    let token = ExecutorError::TokenOutOfVocabulary {
+        row: 0,
+        token: 512,
+        vocab: 512,
+    };
+    assert_eq!(refused(512, 0, &[0], None), token);
+    let position = ExecutorError::PositionOutOfContext {
+        row: 0,
+        position: 512,
+        context: 512,
+    };
+    assert_eq!(refused(1, 512, &many, None), position);
+    let no_block = ExecutorError::NoBlock {
+        row: 0,
+        position: 16,
+        table: 0,
+    };
+    assert_eq!(refused(1, 16, &[0], None), no_block);
+    for block in [blocks, u32::MAX] {
+        let out_of_cache = ExecutorError::BlockOutOfCache {
             table: 0,
-            block: blocks,
-            blocks
-        }
-    );
-    assert_eq!(
-        refused(
-            BatchRow {
-                adapter: Some(2),
-                ..good
-            },
-            &[0]
-        ),
-        ExecutorError::NoAdapter { row: 0, adapter: 2 }
-    );
+            block,
+            blocks,
+        };
+        assert_eq!(refused(1, 0, &[block], None), out_of_cache);
+    }
+    let no_adapter = ExecutorError::NoAdapter { row: 0, adapter: 2 };
+    assert_eq!(refused(1, 0, &[0], Some(2)), no_adapter);
 }
 
 #[test]
 fn the_kv_budget_and_the_options_bound_the_context() {
-    let gguf = Arc::new(Gguf::open(&folder().join("llama.gguf")).expect("a good file"));
+    let gguf = Gguf::open(&folder().join("llama.gguf")).expect("a good file");
     // 2 KV heads of 32, K and V in f16, 16 tokens, in each of the layers.
     let open = |kv_bytes_max, context_max| {
         let options = ModelOptions {
@@ -434,7 +468,7 @@ fn the_kv_budget_and_the_options_bound_the_context() {
             context_max,
             ..ModelOptions::default()
         };
-        load(gguf.clone(), options).map(|(_, facts, _)| facts)
+        load(&gguf, options).map(|(_, facts, _)| facts)
     };
     let facts = open(1 << 20, None).expect("it fits");
     let block_bytes = u64::from(facts.layers) * 2 * 32 * 2 * 2 * 16;
@@ -469,7 +503,7 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
             b"\x05\0\0\0\0\0\0\0llama",
             b"\x05\0\0\0\0\0\0\0nosuc",
         ),
-        "architecture nosuc is not supported, only gemma2, gemma3, gptneox, granite, llama, olmo2, \
+        "architecture nosuc is not supported; supported are gemma2, gemma3, gptneox, granite, llama, olmo2, \
          phi3, qwen2, qwen3, qwen3moe, starcoder2 for text and bert for embeddings",
     );
     refused(
@@ -480,6 +514,28 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
         &patched("llama", b"llama.block_count", b"llama.block_xount"),
         "key llama.block_count is missing",
     );
+    refused(
+        &with_key(
+            "llama",
+            "llama.rope.scaling.type",
+            8,
+            b"\x04\0\0\0\0\0\0\0ntkx",
+        ),
+        "this scaling of rotary embeddings (key llama.rope.scaling.type is ntkx) is not supported",
+    );
+    refused(
+        &patched("phi3-longrope", b"rope_factors_long", b"rope_factors_lxng"),
+        "tensor rope_factors_long.weight is missing",
+    );
+    let cap = 30f32.to_le_bytes();
+    refused(
+        &with_key("gemma3", "gemma3.final_logit_softcapping", 6, &cap),
+        "soft-capping of logits (key gemma3.final_logit_softcapping is 30) is not supported",
+    );
+}
+
+#[test]
+fn a_mixture_that_cannot_be_computed_is_refused_by_name() {
     refused(
         &with_key("llama", "llama.expert_count", 4, &4u32.to_le_bytes()),
         "key llama.expert_used_count is missing",
@@ -495,16 +551,16 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
             4,
             &2u32.to_le_bytes(),
         ),
-        "key llama.expert_gating_func is 2, 1 (softmax) is expected",
+        "key llama.expert_gating_func is 2, but it must be 1 (softmax)",
     );
     refused(
         &with_key("mixtral", "llama.expert_weights_norm", 7, &[0]),
-        "key llama.expert_weights_norm is false, true is expected",
+        "key llama.expert_weights_norm is false, but it must be true",
     );
     let scale = 2.5f32.to_le_bytes();
     refused(
         &with_key("mixtral", "llama.expert_weights_scale", 6, &scale),
-        "key llama.expert_weights_scale is 2.5, 1 is expected",
+        "key llama.expert_weights_scale is 2.5, but it must be 1",
     );
     let shared = 1u32.to_le_bytes();
     refused(
@@ -512,26 +568,8 @@ fn a_model_that_cannot_be_computed_is_refused_by_name() {
         "shared experts (key llama.expert_shared_count is 1) is not supported",
     );
     refused(
-        &with_key(
-            "llama",
-            "llama.rope.scaling.type",
-            8,
-            b"\x04\0\0\0\0\0\0\0ntkx",
-        ),
-        "this scaling of rotary embeddings (key llama.rope.scaling.type is ntkx) is not supported",
-    );
-    refused(
-        &patched("phi3-longrope", b"rope_factors_long", b"rope_factors_lxng"),
-        "tensor rope_factors_long.weight is missing",
-    );
-    refused(
         &patched("mixtral", b"blk.1.ffn_up_exps", b"blk.1.ffn_ux_exps"),
         "tensor blk.1.ffn_up_exps.weight is missing",
-    );
-    let cap = 30f32.to_le_bytes();
-    refused(
-        &with_key("gemma3", "gemma3.final_logit_softcapping", 6, &cap),
-        "soft-capping of logits (key gemma3.final_logit_softcapping is 30) is not supported",
     );
 }
 
@@ -607,11 +645,11 @@ fn more_experts_used_than_there_are_is_refused() {
     let set = |count| patched("mixtral", &used(2), &used(count));
     refused(
         &set(5),
-        "key llama.expert_used_count is 5, a number up to 4 experts is expected",
+        "key llama.expert_used_count is 5, but it must be a number up to 4 experts",
     );
     refused(
         &set(0),
-        "key llama.expert_used_count is 0, a positive number is expected",
+        "key llama.expert_used_count is 0, but it must be a positive number",
     );
     let count = |count: u32| {
         let key = b"llama.expert_count\x04\0\0\0".as_slice();
@@ -619,7 +657,7 @@ fn more_experts_used_than_there_are_is_refused() {
     };
     refused(
         &patched("mixtral", &count(4), &count(u32::MAX)),
-        "tensor blk.0.ffn_gate_exps.weight has shape [256, 128, 4], [256, 128, 4294967295] is expected",
+        "tensor blk.0.ffn_gate_exps.weight has shape [256, 128, 4], but it must be [256, 128, 4294967295]",
     );
 }
 
@@ -632,19 +670,19 @@ fn hyperparameters_that_contradict_the_tensors_are_refused() {
     };
     refused(
         &set("llama.embedding_length", 256, 320),
-        "tensor blk.0.attn_norm.weight has shape [256], [320] is expected",
+        "tensor blk.0.attn_norm.weight has shape [256], but it must be [320]",
     );
     refused(
         &set("llama.attention.head_count_kv", 2, 3),
-        "key llama.attention.head_count_kv is 3, a divisor of 8 heads is expected",
+        "key llama.attention.head_count_kv is 3, but it must be a divisor of 8 heads",
     );
     refused(
         &set("llama.attention.head_count", 8, 0),
-        "key llama.attention.head_count is 0, a positive number is expected",
+        "key llama.attention.head_count is 0, but it must be a positive number",
     );
     refused(
         &set("llama.rope.dimension_count", 32, 34),
-        "key llama.rope.dimension_count is 34, an even number up to 32 is expected",
+        "key llama.rope.dimension_count is 34, but it must be an even number up to 32",
     );
     refused(
         &set("llama.block_count", 2, u32::MAX),

@@ -11,11 +11,13 @@ use std::time::UNIX_EPOCH;
 use realm_kernels::quant::BlockType;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::error::GgufError;
+use crate::error::{GgufError, SourceError};
 use crate::map::Bytes;
 use crate::metadata::Metadata;
 use crate::reader::Reader;
+use crate::source::ModelSource;
 use crate::tensor::Tensor;
+use crate::tokenizer::TokenizerData;
 
 const ALIGNMENT_DEFAULT: u64 = 32;
 /// The format asks for a multiple of 8.
@@ -80,16 +82,6 @@ impl Gguf {
             .map(|index| self.view(&self.tensors[*index]))
     }
 
-    /// The tensor of this name, which must be there.
-    ///
-    /// # Errors
-    /// [`GgufError::MissingTensor`].
-    pub fn require(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
-        self.tensor(name).ok_or_else(|| GgufError::MissingTensor {
-            name: name.to_owned(),
-        })
-    }
-
     /// All tensors in the order of the table.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
         self.tensors.iter().map(|entry| self.view(entry))
@@ -98,37 +90,6 @@ impl Gguf {
     /// Size of the file.
     pub fn file_bytes(&self) -> u64 {
         self.bytes.as_slice().len() as u64
-    }
-
-    /// Where the file was opened; `None` for one that was given as bytes.
-    pub fn path(&self) -> Option<&Path> {
-        self.bytes.path()
-    }
-
-    /// Lets go of the memory behind a part of a tensor's data, which is fetched again when it is read again. A file
-    /// that is turned into something else piece by piece is then never in memory whole.
-    pub fn release(&self, data: &[u8]) {
-        self.bytes.release(data);
-    }
-
-    /// What tells this file from another or a later one: its size, its time of change, all before the data, and the
-    /// two ends of every tensor. `None` for a file that was given as bytes.
-    ///
-    /// Not all data is read, because reading it takes longer than everything this is asked for.
-    pub fn fingerprint(&self) -> Option<u128> {
-        /// Of each end of a tensor: one page.
-        const END_BYTES: usize = 4096;
-        let since = self.bytes.modified()?.duration_since(UNIX_EPOCH).ok()?;
-        let mut hash = Xxh3::new();
-        hash.update(&self.file_bytes().to_le_bytes());
-        hash.update(&since.as_nanos().to_le_bytes());
-        hash.update(&self.bytes.as_slice()[..self.header]);
-        for Tensor { data, .. } in self.tensors() {
-            let end = data.len().min(END_BYTES);
-            hash.update(&data[..end]);
-            hash.update(&data[data.len() - end..]);
-        }
-        Some(hash.digest128())
     }
 
     fn view<'a>(&'a self, entry: &'a Entry) -> Tensor<'a> {
@@ -163,6 +124,54 @@ impl Gguf {
                 .unwrap_or(usize::MAX)
                 .min(file_bytes),
         })
+    }
+}
+
+impl ModelSource for Gguf {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn tokenizer(&self) -> Result<TokenizerData, SourceError> {
+        TokenizerData::from_keys(&self.metadata)
+    }
+
+    fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        self.tensor(name)
+    }
+
+    fn tensors(&self) -> Box<dyn Iterator<Item = Tensor<'_>> + '_> {
+        Box::new(self.tensors())
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.file_bytes()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.bytes.path()
+    }
+
+    fn release(&self, data: &[u8]) {
+        self.bytes.release(data);
+    }
+
+    /// Of the file's size, its time of change, all before the data, and the two ends of every tensor. Not all data is read,
+    /// because reading it takes longer than everything this is asked for.
+    fn fingerprint(&self) -> Option<u128> {
+        /// Of each end of a tensor: one page.
+        const END_BYTES: usize = 4096;
+        let since = self.bytes.modified()?.duration_since(UNIX_EPOCH).ok()?;
+        let mut hash = Xxh3::new();
+        hash.update(&self.file_bytes().to_le_bytes());
+        hash.update(&since.as_nanos().to_le_bytes());
+        hash.update(&self.bytes.as_slice()[..self.header]);
+        for Tensor { data, .. } in self.tensors() {
+            let end = data.len().min(END_BYTES);
+            hash.update(&data[..end]);
+            hash.update(&data[data.len() - end..]);
+        }
+        Some(hash.digest128())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::error::GgufError;
+use crate::error::{GgufError, SourceError};
 use crate::reader::Reader;
 
 /// Arrays in arrays: the format sets no bound, real files use one level.
@@ -93,8 +93,8 @@ impl Metadata {
     /// A string.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn str(&self, key: &str) -> Result<Option<&str>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn str(&self, key: &str) -> Result<Option<&str>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -105,36 +105,36 @@ impl Metadata {
     /// A bool.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(wrong(key, "a bool", other)),
+            Some(other) => Err(wrong(key, "a boolean", other)),
         }
     }
 
     /// An integer of any stored width that fits u32.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when it is no integer, [`GgufError::ValueOutOfRange`] when it does not fit.
-    pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
-        self.integer(key, "u32")
+    /// [`SourceError::WrongValueType`] when it is no integer, [`SourceError::ValueOutOfRange`] when it does not fit.
+    pub fn u32(&self, key: &str) -> Result<Option<u32>, SourceError> {
+        self.integer(key, "a u32")
     }
 
     /// An integer of any stored width that fits u64.
     ///
     /// # Errors
     /// As [`Metadata::u32`].
-    pub fn u64(&self, key: &str) -> Result<Option<u64>, GgufError> {
-        self.integer(key, "u64")
+    pub fn u64(&self, key: &str) -> Result<Option<u64>, SourceError> {
+        self.integer(key, "a u64")
     }
 
     /// A float, of either width.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn f32(&self, key: &str) -> Result<Option<f32>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::F32(value)) => Ok(Some(*value)),
@@ -146,8 +146,8 @@ impl Metadata {
     /// An array of strings.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn strings(&self, key: &str) -> Result<Option<&[String]>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::String(texts))) => Ok(Some(texts)),
@@ -158,8 +158,8 @@ impl Metadata {
     /// An array of booleans.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn bools(&self, key: &str) -> Result<Option<&[bool]>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn bools(&self, key: &str) -> Result<Option<&[bool]>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::Bool(values))) => Ok(Some(values)),
@@ -170,8 +170,8 @@ impl Metadata {
     /// An array of floats, of either width.
     ///
     /// # Errors
-    /// [`GgufError::WrongValueType`] when the key holds something else.
-    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
+    /// [`SourceError::WrongValueType`] when the key holds something else.
+    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, SourceError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::F32(values))) => Ok(Some(values.clone())),
@@ -186,7 +186,7 @@ impl Metadata {
     ///
     /// # Errors
     /// As [`Metadata::u32`].
-    pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, GgufError> {
+    pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, SourceError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -198,72 +198,72 @@ impl Metadata {
             return Err(wrong(key, "an array of integers", value));
         };
         integers
-            .map(|value| fit(key, value, "i32"))
-            .collect::<Result<Vec<i32>, GgufError>>()
+            .map(|value| fit(key, value, "an i32"))
+            .collect::<Result<Vec<i32>, SourceError>>()
             .map(Some)
     }
 
     /// [`Metadata::str`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_str(&self, key: &str) -> Result<&str, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_str(&self, key: &str) -> Result<&str, SourceError> {
         self.str(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::bool`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_bool(&self, key: &str) -> Result<bool, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_bool(&self, key: &str) -> Result<bool, SourceError> {
         self.bool(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::u32`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_u32(&self, key: &str) -> Result<u32, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_u32(&self, key: &str) -> Result<u32, SourceError> {
         self.u32(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::u64`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_u64(&self, key: &str) -> Result<u64, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_u64(&self, key: &str) -> Result<u64, SourceError> {
         self.u64(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::f32`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_f32(&self, key: &str) -> Result<f32, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_f32(&self, key: &str) -> Result<f32, SourceError> {
         self.f32(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::strings`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_strings(&self, key: &str) -> Result<&[String], GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_strings(&self, key: &str) -> Result<&[String], SourceError> {
         self.strings(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::f32s`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_f32s(&self, key: &str) -> Result<Vec<f32>, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_f32s(&self, key: &str) -> Result<Vec<f32>, SourceError> {
         self.f32s(key)?.ok_or_else(|| missing(key))
     }
 
     /// [`Metadata::i32s`] of a key that must be there.
     ///
     /// # Errors
-    /// [`GgufError::MissingKey`], and those of the twin.
-    pub fn require_i32s(&self, key: &str) -> Result<Vec<i32>, GgufError> {
+    /// [`SourceError::MissingKey`], and those of the twin.
+    pub fn require_i32s(&self, key: &str) -> Result<Vec<i32>, SourceError> {
         self.i32s(key)?.ok_or_else(|| missing(key))
     }
 
@@ -271,7 +271,7 @@ impl Metadata {
         &self,
         key: &str,
         wanted: &'static str,
-    ) -> Result<Option<T>, GgufError> {
+    ) -> Result<Option<T>, SourceError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -408,24 +408,24 @@ fn value_type(key: &str, id: u32) -> Result<ValueType, GgufError> {
     })
 }
 
-fn fit<T: TryFrom<i128>>(key: &str, value: i128, wanted: &'static str) -> Result<T, GgufError> {
-    T::try_from(value).map_err(|_| GgufError::ValueOutOfRange {
+fn fit<T: TryFrom<i128>>(key: &str, value: i128, wanted: &'static str) -> Result<T, SourceError> {
+    T::try_from(value).map_err(|_| SourceError::ValueOutOfRange {
         key: key.to_owned(),
         value,
         wanted,
     })
 }
 
-fn wrong(key: &str, wanted: &'static str, found: &Value) -> GgufError {
-    GgufError::WrongValueType {
+fn wrong(key: &str, wanted: &'static str, found: &Value) -> SourceError {
+    SourceError::WrongValueType {
         key: key.to_owned(),
         wanted,
         found: found.value_type(),
     }
 }
 
-fn missing(key: &str) -> GgufError {
-    GgufError::MissingKey {
+fn missing(key: &str) -> SourceError {
+    SourceError::MissingKey {
         key: key.to_owned(),
     }
 }
@@ -540,19 +540,19 @@ impl ValueType {
 impl fmt::Display for ValueType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ValueType::U8 => "u8",
-            ValueType::I8 => "i8",
-            ValueType::U16 => "u16",
-            ValueType::I16 => "i16",
-            ValueType::U32 => "u32",
-            ValueType::I32 => "i32",
-            ValueType::F32 => "f32",
-            ValueType::Bool => "a bool",
+            ValueType::U8 => "a u8",
+            ValueType::I8 => "an i8",
+            ValueType::U16 => "a u16",
+            ValueType::I16 => "an i16",
+            ValueType::U32 => "a u32",
+            ValueType::I32 => "an i32",
+            ValueType::F32 => "an f32",
+            ValueType::Bool => "a boolean",
             ValueType::String => "a string",
             ValueType::Array => "an array",
-            ValueType::U64 => "u64",
-            ValueType::I64 => "i64",
-            ValueType::F64 => "f64",
+            ValueType::U64 => "a u64",
+            ValueType::I64 => "an i64",
+            ValueType::F64 => "an f64",
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Layout, little-endian: magic of 8 bytes, key u128, then offset u64, length u64 and hash u64 of the table, padding to
 //! 4096; the panels of every matrix, each aligned to 64 bytes; the table, in postcard. The key says which model file in
-//! which state the panels were made of ([`Gguf::fingerprint`]), and how. A file is written
+//! which state the panels were made of ([`ModelSource::fingerprint`]), and how. A file is written
 //! under another name and renamed when it is complete, so that none is ever seen half-written.
 
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use tempfile::NamedTempFile;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::gguf::Gguf;
 use crate::map;
+use crate::source::ModelSource;
 
 /// The last two digits count versions of the file; the panels have their own, which is part of the key.
 const MAGIC: &[u8; 8] = b"REALMP01";
@@ -44,7 +44,7 @@ pub enum PackedError {
         source: std::io::Error,
     },
     /// It was made of another model file, or of an earlier state of it, or by another version of Realm.
-    #[error("{} is not of this model file and this version", path.display())]
+    #[error("{} was not made of this model file by this version", path.display())]
     Stale {
         /// The file.
         path: PathBuf,
@@ -80,14 +80,14 @@ pub struct PackedFile {
 
 impl PackedFile {
     /// The one in this folder. `None` for a model that is not a file.
-    pub fn of(gguf: &Gguf, folder: &Path) -> Option<PackedFile> {
-        let model = gguf.path()?.canonicalize().ok()?;
+    pub fn of(source: &dyn ModelSource, folder: &Path) -> Option<PackedFile> {
+        let model = source.path()?.canonicalize().ok()?;
         // Model files of one name in two folders have two.
         let place = xxh3_64(model.parent()?.as_os_str().as_encoded_bytes());
         let name = model.file_stem()?.to_string_lossy();
         Some(PackedFile {
             path: folder.join(format!("{name}-{place:016x}.panels")),
-            key: gguf
+            key: source
                 .fingerprint()?
                 .wrapping_add(Matrix::PANELS_VERSION.into()),
         })

@@ -3,7 +3,7 @@
 use realm_kernels::MatrixView;
 use realm_kernels::quant::{BlockType, dequantize};
 
-use crate::error::GgufError;
+use crate::error::SourceError;
 
 /// A view of one tensor; `data` has exactly the bytes that type and shape ask for.
 #[derive(Clone, Copy, Debug)]
@@ -22,9 +22,9 @@ impl<'a> Tensor<'a> {
     /// The tensor as a weight matrix `[rows, cols]`.
     ///
     /// # Errors
-    /// [`GgufError::WrongRank`] when it has not two dimensions, [`GgufError::NotRunnable`] when no kernel reads its
+    /// [`SourceError::WrongRank`] when it has not two dimensions, [`SourceError::NotRunnable`] when no kernel reads its
     /// type.
-    pub fn matrix(&self) -> Result<MatrixView<'a>, GgufError> {
+    pub fn matrix(&self) -> Result<MatrixView<'a>, SourceError> {
         match *self.shape {
             [cols, rows] | [cols, rows, 1] | [cols, rows, 1, 1] => {
                 self.check_runnable()?;
@@ -43,7 +43,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// As [`Tensor::matrix`], for three dimensions.
-    pub fn stacked(&self) -> Result<MatrixView<'a>, GgufError> {
+    pub fn stacked(&self) -> Result<MatrixView<'a>, SourceError> {
         match *self.shape {
             [cols, rows, count] | [cols, rows, count, 1] => {
                 self.check_runnable()?;
@@ -62,7 +62,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// As [`Tensor::matrix`], for one dimension.
-    pub fn vector_f32(&self) -> Result<Vec<f32>, GgufError> {
+    pub fn vector_f32(&self) -> Result<Vec<f32>, SourceError> {
         if self.shape[1..].iter().any(|length| *length != 1) {
             return Err(self.wrong_rank("vector"));
         }
@@ -73,18 +73,18 @@ impl<'a> Tensor<'a> {
         Ok(values)
     }
 
-    fn check_runnable(&self) -> Result<(), GgufError> {
+    fn check_runnable(&self) -> Result<(), SourceError> {
         if self.ty.is_runnable() {
             return Ok(());
         }
-        Err(GgufError::NotRunnable {
+        Err(SourceError::NotRunnable {
             name: self.name.to_owned(),
             ty: self.ty,
         })
     }
 
-    fn wrong_rank(&self, wanted: &'static str) -> GgufError {
-        GgufError::WrongRank {
+    fn wrong_rank(&self, wanted: &'static str) -> SourceError {
+        SourceError::WrongRank {
             name: self.name.to_owned(),
             shape: self.shape.to_vec(),
             wanted,

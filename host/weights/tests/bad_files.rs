@@ -21,7 +21,7 @@ fn refused_bytes(bytes: Vec<u8>, message: &str) {
 fn an_empty_file() {
     refused_bytes(
         Vec::new(),
-        "the file ends inside the magic: 4 bytes needed at byte 0, 0 are left",
+        "the file ends inside the magic: 4 bytes are needed at byte 0, but only 0 are left",
     );
 }
 
@@ -45,7 +45,7 @@ fn a_big_endian_file() {
     };
     refused(
         &file,
-        "big-endian GGUF files are not supported (version reads 0x03000000)",
+        "big-endian GGUF files are not supported (the version reads as 0x03000000)",
     );
 }
 
@@ -55,7 +55,7 @@ fn versions_before_two_and_after_three() {
         let file = File { version, ..good() };
         refused(
             &file,
-            &format!("GGUF version {version} is not supported, only 2 and 3"),
+            &format!("GGUF version {version} is not supported; versions 2 and 3 are"),
         );
     }
 }
@@ -64,7 +64,7 @@ fn versions_before_two_and_after_three() {
 fn a_file_that_ends_in_its_header() {
     refused_bytes(
         good().bytes()[..20].to_vec(),
-        "the file ends inside the key count: 8 bytes needed at byte 16, 4 are left",
+        "the file ends inside the key count: 8 bytes are needed at byte 16, but only 4 are left",
     );
 }
 
@@ -78,7 +78,7 @@ fn an_absurd_key_count() {
     refused(
         &file,
         &format!(
-            "the file claims 18446744073709551615 metadata keys, at most {room} fit in what is left of it"
+            "the file claims to have 18446744073709551615 metadata keys, but at most {room} fit in the rest of it"
         ),
     );
 }
@@ -105,7 +105,7 @@ fn one_key_more_than_there_is() {
     let mut bytes = file.bytes();
     let at = bytes.windows(4).position(|four| four == b"norm");
     bytes[at.expect("the name is in the file") + 4] = 7;
-    refused_bytes(bytes, "key norm holds 4 where a bool is 0 or 1");
+    refused_bytes(bytes, "key norm is 4, but a boolean must be 0 or 1");
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_key_longer_than_the_format_allows() {
     file.keys[0].0 = vec![b'k'; 70_000];
     refused(
         &file,
-        "metadata key 0 has a name of 70000 bytes, at most 65535 are allowed",
+        "the name of metadata key 0 has 70000 bytes, but at most 65535 are allowed",
     );
 }
 
@@ -154,7 +154,7 @@ fn an_unknown_value_type() {
 fn a_bool_that_is_neither() {
     refused(
         &good().with_key("odd", BOOL, &[2]),
-        "key odd holds 2 where a bool is 0 or 1",
+        "key odd is 2, but a boolean must be 0 or 1",
     );
 }
 
@@ -208,7 +208,7 @@ fn an_array_element_cut_off() {
     refused(
         &file,
         &format!(
-            "the file ends inside element 0 of key odd: 9 bytes needed at byte {start}, 0 are left"
+            "the file ends inside element 0 of key odd: 9 bytes are needed at byte {start}, but only 0 are left"
         ),
     );
 }
@@ -232,7 +232,7 @@ fn arrays_nested_without_end() {
     }
     refused(
         &good().with_key("odd", ARRAY, &value),
-        "key odd nests arrays more than 4 deep",
+        "the arrays of key odd are nested more than 4 levels deep",
     );
 }
 
@@ -253,7 +253,9 @@ fn alignments_that_are_none() {
         let file = good().with_key("general.alignment", U32, &value.to_le_bytes());
         refused(
             &file,
-            &format!("general.alignment is {value}: not a power of two from 8 to 1048576"),
+            &format!(
+                "general.alignment is {value}, but it must be a power of two from 8 to 1048576"
+            ),
         );
     }
 }
@@ -262,7 +264,7 @@ fn alignments_that_are_none() {
 fn an_alignment_of_the_wrong_type() {
     refused(
         &good().with_key("general.alignment", STRING, &string("32")),
-        "key general.alignment is a string, an integer is expected",
+        "key general.alignment is a string, but it must be an integer",
     );
 }
 
@@ -297,7 +299,7 @@ fn a_tensor_name_without_measure() {
     file.tensors[1].name = vec![b'n'; 300];
     refused(
         &file,
-        "tensor 1 has a name of 300 bytes, at most 256 are allowed",
+        "the name of tensor 1 has 300 bytes, but at most 256 are allowed",
     );
 }
 
@@ -309,7 +311,7 @@ fn no_dimension_or_too_many() {
         file.tensors[0].shape = shape;
         refused(
             &file,
-            &format!("tensor norm.weight has {count} dimensions, 1 to 4 are allowed"),
+            &format!("tensor norm.weight has {count} dimensions, but it must have 1 to 4"),
         );
     }
 }
@@ -340,7 +342,7 @@ fn rows_that_end_inside_a_block() {
     file.tensors[1].shape = vec![33, 2];
     refused(
         &file,
-        "tensor output.weight has rows of 33 values, Q4_0 comes in blocks of 32",
+        "tensor output.weight has rows of 33 values, but Q4_0 is stored in blocks of 32",
     );
 }
 
@@ -369,7 +371,7 @@ fn an_offset_off_the_alignment() {
     file.tensors[1].offset = 40;
     refused(
         &file,
-        "tensor output.weight starts at offset 40, no multiple of the alignment 32",
+        "tensor output.weight starts at offset 40, which is not a multiple of the alignment 32",
     );
 }
 
@@ -379,7 +381,7 @@ fn a_tensor_past_the_end() {
     file.data.pop();
     refused(
         &file,
-        "tensor output.weight takes 36 bytes at offset 32 of the data, which has 67",
+        "tensor output.weight takes 36 bytes at offset 32, but there are only 67 bytes of data",
     );
 }
 
@@ -389,7 +391,7 @@ fn an_offset_that_overflows() {
     file.tensors[1].offset = u64::MAX - 31;
     refused(
         &file,
-        "tensor output.weight takes 36 bytes at offset 18446744073709551584 of the data, which has 68",
+        "tensor output.weight takes 36 bytes at offset 18446744073709551584, but there are only 68 bytes of data",
     );
 }
 
@@ -400,7 +402,7 @@ fn a_file_that_ends_before_its_data() {
     file.alignment = 1;
     refused(
         &file,
-        "tensor norm.weight takes 16 bytes at offset 0 of the data, which has 0",
+        "tensor norm.weight takes 16 bytes at offset 0, but there are only 0 bytes of data",
     );
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use realm_kernels::quant::BlockType;
-use realm_weights::{Array, Gguf, GgufError, Value};
+use realm_weights::{Array, Gguf, ModelSource, SourceError, Value};
 
 fn open(file: &File) -> Gguf {
     Gguf::from_bytes(file.bytes()).expect("the file is good")
@@ -91,11 +91,14 @@ fn integers_of_any_width_convert_when_they_fit() {
     let error = metadata.bools("list").expect_err("integers");
     assert!(error.to_string().contains("array of booleans"), "{error}");
     let error = metadata.u32("small").expect_err("negative");
-    assert_eq!(error.to_string(), "key small is -1, which is no u32");
+    assert_eq!(
+        error.to_string(),
+        "key small is -1, which does not fit in a u32"
+    );
     let error = metadata.u32("large").expect_err("too large");
     assert_eq!(
         error.to_string(),
-        "key large is 18446744073709551615, which is no u32"
+        "key large is 18446744073709551615, which does not fit in a u32"
     );
 }
 
@@ -117,13 +120,13 @@ fn a_key_of_another_type_names_both_types() {
     assert_eq!(
         messages,
         [
-            "key general.architecture is a string, an integer is expected",
-            "key llama.block_count is u64, a string is expected",
-            "key llama.block_count is u64, a float is expected",
-            "key nested is an array, a bool is expected",
-            "key nested is an array, an array of strings is expected",
-            "key tokenizer.ggml.tokens is an array, an array of integers is expected",
-            "key llama.eps is f32, an array of floats is expected",
+            "key general.architecture is a string, but it must be an integer",
+            "key llama.block_count is a u64, but it must be a string",
+            "key llama.block_count is a u64, but it must be a float",
+            "key nested is an array, but it must be a boolean",
+            "key nested is an array, but it must be an array of strings",
+            "key tokenizer.ggml.tokens is an array, but it must be an array of integers",
+            "key llama.eps is an f32, but it must be an array of floats",
             "key absent is missing",
         ]
     );
@@ -177,10 +180,10 @@ fn a_type_without_kernels_is_refused_only_when_asked_for() {
     let file = open(&file);
     let tensor = file.require("output.weight").unwrap();
     let error = tensor.matrix().expect_err("no kernel");
-    assert!(matches!(&error, GgufError::NotRunnable { ty, .. } if *ty == tensor.ty));
+    assert!(matches!(&error, SourceError::NotRunnable { ty, .. } if *ty == tensor.ty));
     assert_eq!(
         error.to_string(),
-        "tensor output.weight is stored as Q8_K, which cannot be run yet"
+        "tensor output.weight is stored as Q8_K, which is not supported yet"
     );
 }
 
@@ -190,12 +193,12 @@ fn a_vector_is_no_matrix_and_a_matrix_no_vector() {
     let error = file.require("norm.weight").unwrap().matrix().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "tensor norm.weight has shape [4], a matrix is expected"
+        "tensor norm.weight has shape [4], but it must be a matrix"
     );
     let error = file.require("output.weight").unwrap().vector_f32();
     assert_eq!(
         error.unwrap_err().to_string(),
-        "tensor output.weight has shape [32, 2], a vector is expected"
+        "tensor output.weight has shape [32, 2], but it must be a vector"
     );
 }
 
@@ -208,4 +211,28 @@ fn a_file_on_disk_is_mapped() {
     let file = file.unwrap();
     assert_eq!(file.file_bytes(), good().bytes().len() as u64);
     assert_eq!(file.require("output.weight").unwrap().data.len(), 36);
+}
+
+#[test]
+fn a_source_says_what_its_tokenizer_is_made_of() {
+    let file = good()
+        .with_key("tokenizer.ggml.model", STRING, &string("gpt2"))
+        .with_key("tokenizer.ggml.cls_token_id", U32, &1u32.to_le_bytes())
+        .with_key(
+            "tokenizer.ggml.seperator_token_id",
+            U32,
+            &2u32.to_le_bytes(),
+        );
+    let file = open(&file);
+    let source: &dyn ModelSource = &file;
+    let tokenizer = source.tokenizer().expect("all that must be there is");
+    assert_eq!(tokenizer.model, "gpt2");
+    assert_eq!(tokenizer.tokens, ["a", "", "é"]);
+    assert_eq!((tokenizer.bos, tokenizer.sep), (Some(1), Some(2)));
+    assert_eq!(tokenizer.add_bos, Some(true));
+    assert!(tokenizer.merges.is_empty() && tokenizer.chat_template.is_none());
+
+    let file = open(&good());
+    let error = file.tokenizer().expect_err("no kind of tokenizer");
+    assert_eq!(error.to_string(), "key tokenizer.ggml.model is missing");
 }

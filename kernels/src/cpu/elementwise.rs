@@ -81,6 +81,35 @@ impl Cpu {
         });
     }
 
+    /// `out = act(gate) * up` for every row of `width`, ready for the next matrix: what [`gate_up_act`](Cpu::gate_up_act) makes
+    /// of its products, to the bit, where something is done to them first.
+    ///
+    /// # Panics
+    /// When `gate` and `up` are not whole rows, equally many.
+    pub fn gate_quantize(
+        &self,
+        gate: &[f32],
+        up: &[f32],
+        width: usize,
+        act: Activation,
+        out: &mut Activations,
+    ) {
+        assert!(gate.len().is_multiple_of(width), "whole rows");
+        assert_eq!(gate.len(), up.len(), "a gate for each element");
+        let _watched = self.watch(|| Op::plain("gate", 3 * size_of_val(up), 21 * up.len()));
+        out.reshape(self, up.len() / width, width);
+        self.fill(out, |row, values| {
+            let row = row * width..(row + 1) * width;
+            let (x, up) = (&gate[row.clone()], &up[row]);
+            self.isa.run(Activate {
+                x,
+                act,
+                values: &mut *values,
+            });
+            values.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
+        });
+    }
+
     /// Hands every row to a task of its own.
     fn rows(&self, x: &mut [f32], width: usize, task: impl Fn(&mut [f32]) + Sync) {
         let rows = x.len() / width;

@@ -97,7 +97,7 @@ impl KvLayer {
     }
 
     /// How keys and values are kept.
-    pub(crate) fn ty(&self) -> KvType {
+    pub fn ty(&self) -> KvType {
         match self.planes {
             Planes::F16 { .. } => KvType::F16,
             Planes::Q8_0 { .. } => KvType::Q8_0,
@@ -149,6 +149,68 @@ impl KvLayer {
         }
     }
 
+    /// Appends block `block` to `out` as [`KvLayer::block_bytes`] bytes: its keys, their scales, its values and theirs, each
+    /// little-endian and in the order of the module's header.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn export_block(&self, block: u32, out: &mut Vec<u8>) {
+        let [codes, scales] = self.block_ranges(block);
+        match &self.planes {
+            Planes::F16 { keys, values } => {
+                put(&keys[codes.clone()], u16::to_le_bytes, out);
+                put(&values[codes], u16::to_le_bytes, out);
+            }
+            Planes::Q8_0 {
+                keys,
+                key_scales,
+                values,
+                value_scales,
+            } => {
+                put(&keys[codes.clone()], i8::to_le_bytes, out);
+                put(&key_scales[scales.clone()], u16::to_le_bytes, out);
+                put(&values[codes], i8::to_le_bytes, out);
+                put(&value_scales[scales], u16::to_le_bytes, out);
+            }
+        }
+    }
+
+    /// Fills block `block` with what [`KvLayer::export_block`] made of one in a layer of the same heads and type.
+    ///
+    /// # Panics
+    /// When there is no such block, or `bytes` are not exactly those of one.
+    pub fn import_block(&mut self, block: u32, bytes: &[u8]) {
+        let block_bytes = KvLayer::block_bytes(self.kv_heads, self.head_dim, self.ty());
+        assert_eq!(bytes.len(), block_bytes, "the bytes of one block");
+        let [codes, scales] = self.block_ranges(block);
+        match &mut self.planes {
+            Planes::F16 { keys, values } => {
+                let bytes = take(bytes, u16::from_le_bytes, &mut keys[codes.clone()]);
+                take(bytes, u16::from_le_bytes, &mut values[codes]);
+            }
+            Planes::Q8_0 {
+                keys,
+                key_scales,
+                values,
+                value_scales,
+            } => {
+                let bytes = take(bytes, i8::from_le_bytes, &mut keys[codes.clone()]);
+                let bytes = take(bytes, u16::from_le_bytes, &mut key_scales[scales.clone()]);
+                let bytes = take(bytes, i8::from_le_bytes, &mut values[codes]);
+                take(bytes, u16::from_le_bytes, &mut value_scales[scales]);
+            }
+        }
+    }
+
+    /// Where a block lies among the codes and among the scales.
+    fn block_ranges(&self, block: u32) -> [Range<usize>; 2] {
+        let block = block as usize;
+        [self.head_codes(), self.head_scales()].map(|of_head| {
+            let of_block = of_head * self.kv_heads;
+            block * of_block..(block + 1) * of_block
+        })
+    }
+
     /// Elements of one head of one block.
     fn head_codes(&self) -> usize {
         self.head_dim * BLOCK_TOKENS
@@ -185,6 +247,34 @@ impl KvLayer {
             }),
         }
     }
+}
+
+/// Appends elements as bytes.
+fn put<T: Copy, const N: usize>(
+    elements: &[T],
+    to_bytes: impl Fn(T) -> [u8; N],
+    out: &mut Vec<u8>,
+) {
+    let start = out.len();
+    out.resize(start + elements.len() * N, 0);
+    let (chunks, _) = out[start..].as_chunks_mut::<N>();
+    for (chunk, &element) in chunks.iter_mut().zip(elements) {
+        *chunk = to_bytes(element);
+    }
+}
+
+/// Fills `elements` from the front of `bytes` and returns the rest.
+fn take<'a, T, const N: usize>(
+    bytes: &'a [u8],
+    from_bytes: impl Fn([u8; N]) -> T,
+    elements: &mut [T],
+) -> &'a [u8] {
+    let (own, rest) = bytes.split_at(elements.len() * N);
+    let (chunks, _) = own.as_chunks::<N>();
+    for (element, chunk) in elements.iter_mut().zip(chunks) {
+        *element = from_bytes(*chunk);
+    }
+    rest
 }
 
 impl Cpu {

@@ -79,7 +79,8 @@ pub(crate) const fn parts(bits: u32) -> &'static [(u32, u32)] {
     }
 }
 
-/// A weight matrix made ready for a [`Cpu`]: its panels, in memory of its own or in a mapped file.
+/// A weight matrix made ready for a [`Cpu`]: its panels, in memory of its own or in a mapped file. A clone shares them.
+#[derive(Clone)]
 pub struct Matrix {
     ty: BlockType,
     rows: usize,

@@ -13,20 +13,20 @@ use crate::sequence::SharedSequence;
 
 impl Batch {
     pub(crate) fn append(&mut self, shared: &Arc<SharedSequence>, tokens: Vec<u32>) {
-        self.sequence(shared).append(tokens);
+        self.sequences.of(shared).append(tokens);
         self.wake(shared.id);
     }
 
     pub(crate) fn read(&mut self, shared: &Arc<SharedSequence>, start: u32, end: u32) -> Vec<u32> {
-        let tokens = &self.sequence(shared).tokens;
+        let tokens = &self.sequences.of(shared).tokens;
         tokens.copy(start as usize, end as usize)
     }
 
     pub(crate) fn rewind(&mut self, shared: &Arc<SharedSequence>, length: u32) {
-        self.sequence(shared);
+        self.sequences.of(shared);
         // Forks that wait were asked for before: they keep what they have seen and compute the rest themselves.
         self.settle_forks(shared.id, true);
-        let Some(sequence) = self.sequences.get_mut(&shared.id) else {
+        let Some(sequence) = self.sequences.get_mut(shared.id) else {
             return;
         };
         sequence.tokens.truncate(length as usize);
@@ -43,7 +43,7 @@ impl Batch {
         reply: oneshot::Sender<Result<(), EngineError>>,
     ) {
         let id = parent.id;
-        let parent = self.sequence(parent);
+        let parent = self.sequences.of(parent);
         if let Some(error) = parent.failure.take() {
             // Nobody waits any more when the caller gave up.
             let _ = reply.send(Err(error));
@@ -60,7 +60,7 @@ impl Batch {
         });
         // A paused job may never go on, so nothing waits for it: the child computes what is missing itself.
         let paused = parent.status == Status::Paused;
-        self.sequences.insert(child.shared.id, child);
+        self.sequences.insert(child);
         self.settle_forks(id, paused);
         self.wake(id);
     }
@@ -69,7 +69,7 @@ impl Batch {
     pub(crate) fn start(&mut self, run: u64, sequences: &[Arc<SharedSequence>]) -> u32 {
         let mut prompt = 0;
         for (index, shared) in sequences.iter().enumerate() {
-            let sequence = self.sequence(shared);
+            let sequence = self.sequences.of(shared);
             assert!(sequence.job.is_none(), "a claimed sequence has no job");
             prompt += sequence.count_prompt();
             // The last token's logits are wanted, so it is computed again if it was.
@@ -89,13 +89,13 @@ impl Batch {
 
     /// The tokens of a sequence, which cost nothing to hold on to.
     pub(crate) fn tokens(&mut self, id: u64) -> Tokens {
-        let sequence = self.sequences.get_mut(&id);
+        let sequence = self.sequences.get_mut(id);
         sequence.map_or_else(Tokens::default, |sequence| sequence.tokens.fork())
     }
 
     /// Puts a job that [`Batch::start`] began in line, or says why it ends at once.
     pub(crate) fn begin(&mut self, id: u64, max_tokens: Option<u32>) -> Option<Finish> {
-        let sequence = self.sequences.get_mut(&id)?;
+        let sequence = self.sequences.get_mut(id)?;
         if let Some(error) = sequence.failure.take() {
             return Some(Finish::Failed(error));
         }
@@ -152,7 +152,7 @@ impl Batch {
 
     /// The handle is gone; the sequence goes when no job decodes it.
     pub(crate) fn release(&mut self, id: u64) {
-        if let Some(sequence) = self.sequences.get_mut(&id) {
+        if let Some(sequence) = self.sequences.get_mut(id) {
             sequence.released = true;
             self.remove_if_released(id);
         }
@@ -166,7 +166,7 @@ impl Batch {
         }
         self.set_status(id, Status::Idle);
         self.truncate_blocks(id, 0);
-        if let Some(sequence) = self.sequences.remove(&id) {
+        if let Some(sequence) = self.sequences.remove(id) {
             for fork in sequence.forks {
                 let _ = fork.reply.send(Err(EngineError::Cancelled));
             }
@@ -175,7 +175,7 @@ impl Batch {
 
     /// Answers the forks whose prefix is computed, or all of them with what there is when `all`.
     pub(super) fn settle_forks(&mut self, id: u64, all: bool) {
-        let Some(parent) = self.sequences.get_mut(&id) else {
+        let Some(parent) = self.sequences.get_mut(id) else {
             return;
         };
         if parent.forks.is_empty() {
@@ -201,13 +201,13 @@ impl Batch {
         let Some(length) = self.get(child).map(SequenceState::length) else {
             return; // given up before it was made
         };
-        let Some(parent) = self.sequences.get(&parent) else {
+        let Some(parent) = self.sequences.get(parent) else {
             return;
         };
         let computed = parent.computed.min(length);
         let count = blocks_for(computed, self.block_tokens) as usize;
         let table = parent.table.fork(count, &mut self.pool);
-        if let Some(child) = self.sequences.get_mut(&child) {
+        if let Some(child) = self.sequences.get_mut(child) {
             child.computed = computed;
             child.table = table;
             child.used_step = self.step;

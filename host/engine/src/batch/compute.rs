@@ -1,9 +1,9 @@
 //! What a step does to the batch: a plan is carried out, rows are computed, tokens added, jobs ended.
 
+use super::Batch;
 use super::sequence::{JobId, Status};
-use super::{Batch, SequenceState};
 use crate::error::EngineError;
-use crate::executor::BatchRow;
+use crate::executor::{ExecutorError, SequenceRows, StepBatch};
 use crate::kv_cache::BlockPool;
 use crate::scheduler::{Plan, Span};
 
@@ -35,7 +35,7 @@ impl Batch {
 
     /// Gives a span blocks of its own to write to.
     fn give_blocks(&mut self, span: &Span, plan: &Plan, copies: &mut Vec<(u32, u32)>) {
-        let Some(sequence) = self.sequences.get_mut(&span.sequence) else {
+        let Some(sequence) = self.sequences.get_mut(span.sequence) else {
             return;
         };
         let tenant = sequence.shared.owner.tenant;
@@ -58,32 +58,28 @@ impl Batch {
     }
 
     /// The rows of a plan, in the order of its spans. Span `i` uses table `i`.
-    pub(crate) fn rows(&self, spans: &[Span], rows: &mut Vec<BatchRow>) {
-        rows.clear();
-        for (table, span) in spans.iter().enumerate() {
+    pub(crate) fn rows(&self, plan: &Plan) -> Result<StepBatch<'_>, ExecutorError> {
+        let mut batch = StepBatch::with_capacity(plan.rows() as usize);
+        for span in &plan.spans {
             let Some(sequence) = self.get(span.sequence) else {
                 continue;
             };
-            let pieces = sequence
-                .tokens
-                .pieces(span.start as usize, span.end as usize);
-            rows.extend(
-                (span.start..)
-                    .zip(pieces.flatten())
-                    .map(|(position, &token)| BatchRow {
-                        token,
-                        position,
-                        table: table as u32,
-                        logits: span.logits && position + 1 == span.end,
-                        adapter: None,
-                    }),
-            );
+            let rows = SequenceRows {
+                blocks: sequence.table.blocks(),
+                start: span.start,
+                logits: span.logits,
+                adapter: None,
+            };
+            let (start, end) = (span.start as usize, span.end as usize);
+            let tokens = sequence.tokens.pieces(start, end).flatten();
+            batch.push(rows, tokens.copied())?;
         }
+        Ok(batch)
     }
 
     /// The rows of a span have their keys and values now.
     pub(crate) fn computed(&mut self, span: &Span) {
-        if let Some(sequence) = self.sequences.get_mut(&span.sequence) {
+        if let Some(sequence) = self.sequences.get_mut(span.sequence) {
             sequence.computed = span.end;
             sequence.used_step = self.step;
         }
@@ -97,7 +93,7 @@ impl Batch {
 
     /// Adds a token that a job was given. False when its run has lost the sequence; then there is no such token.
     pub(crate) fn push_token(&mut self, id: u64, token: u32) -> bool {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return false;
         };
         let grown = sequence
@@ -116,7 +112,7 @@ impl Batch {
 
     /// Ends the job of a sequence, which it then may be used without. Returns which it was.
     pub(crate) fn end_job(&mut self, id: u64) -> Option<JobId> {
-        let sequence = self.sequences.get_mut(&id)?;
+        let sequence = self.sequences.get_mut(id)?;
         let job = sequence.job.take()?;
         sequence.shared.unclaim(job.run);
         self.set_status(id, Status::Idle);
@@ -141,7 +137,7 @@ impl Batch {
     /// job, if there is one, is the caller's to end.
     pub(crate) fn fail(&mut self, id: u64, error: &EngineError) {
         self.truncate_blocks(id, 0);
-        let Some(sequence) = self.sequences.get_mut(&id) else {
+        let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };
         let forks = std::mem::take(&mut sequence.forks);
@@ -153,14 +149,5 @@ impl Batch {
             let _ = fork.reply.send(Err(error.clone()));
         }
         self.set_status(id, Status::Idle);
-    }
-
-    /// Which sequence's table each span uses.
-    pub(crate) fn tables(&self, spans: &[Span]) -> Vec<&[u32]> {
-        let table = |span: &Span| self.get(span.sequence).map(SequenceState::table);
-        spans
-            .iter()
-            .map(|span| table(span).map_or(&[][..], |table| table.blocks()))
-            .collect()
     }
 }

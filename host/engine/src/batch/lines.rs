@@ -12,6 +12,7 @@ pub(crate) struct Lines {
     waiting_count: usize,
     running: BTreeMap<u64, u64>,    // arrival -> sequence
     running_by: BTreeMap<u32, u32>, // tenant -> running sequences
+    changed: BTreeSet<u32>,         // tenants that entered or left one of these maps
     evictable: BTreeSet<EvictionKey>,
     evictable_of: BTreeMap<u32, BTreeSet<EvictionKey>>,
 }
@@ -45,8 +46,20 @@ impl Lines {
         keys.into_iter().flatten().map(|key| key.sequence)
     }
 
+    /// See [`Batch::take_changed_tenants`](super::Batch::take_changed_tenants).
+    pub(super) fn take_changed(&mut self) -> Vec<(u32, bool)> {
+        let works = |tenant: &u32| {
+            self.waiting.contains_key(tenant) || self.running_by.contains_key(tenant)
+        };
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        changed.map(|tenant| (tenant, works(&tenant))).collect()
+    }
+
     pub(super) fn add_waiting(&mut self, tenant: u32, arrival: u64, sequence: u64) {
         let line = self.waiting.entry(tenant).or_default();
+        if line.is_empty() {
+            self.changed.insert(tenant);
+        }
         line.insert(arrival, sequence);
         self.waiting_count += 1;
     }
@@ -58,12 +71,17 @@ impl Lines {
         self.waiting_count -= usize::from(line.remove(&arrival).is_some());
         if line.is_empty() {
             self.waiting.remove(&tenant);
+            self.changed.insert(tenant);
         }
     }
 
     pub(super) fn add_running(&mut self, tenant: u32, arrival: u64, sequence: u64) {
         self.running.insert(arrival, sequence);
-        *self.running_by.entry(tenant).or_insert(0) += 1;
+        let places = self.running_by.entry(tenant).or_insert(0);
+        if *places == 0 {
+            self.changed.insert(tenant);
+        }
+        *places += 1;
     }
 
     pub(super) fn remove_running(&mut self, tenant: u32, arrival: u64) {
@@ -74,6 +92,7 @@ impl Lines {
         *places -= 1;
         if *places == 0 {
             self.running_by.remove(&tenant);
+            self.changed.insert(tenant);
         }
     }
 

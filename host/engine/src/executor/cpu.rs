@@ -1,57 +1,44 @@
-//! The executor that computes on the CPU: checks a batch, lays it out for the kernels, runs the model.
+//! The executor that computes on the CPU: checks a batch, runs the model over it, keeps the blocks.
 
-use realm_kernels::{AttentionRow, BLOCK_TOKENS, Cpu, KvLayer};
+use realm_kernels::{Cpu, KvLayer, KvType};
 
-use super::{BatchRow, Executor, ExecutorError, StepBatch};
-use crate::model::{Decoder, Scratch, Step};
-
-/// Tokens of a block, as positions count.
-const BLOCK: u32 = BLOCK_TOKENS as u32;
+use super::batch::BLOCK;
+use super::{BlockElement, BlockLayout, Executor, ExecutorError, ImportError, StepBatch};
+use crate::model::{Decoder, Scratch};
 
 /// A model with its cache; see the module header.
 pub(crate) struct CpuExecutor {
     cpu: Cpu,
-    decoder: Decoder,
+    decoder: Decoder<Cpu>,
     kv: Vec<KvLayer>, // one per layer
+    layout: BlockLayout,
     blocks: u32,
     context: u32,
-    layout: Layout,
-    scratch: Scratch,
-}
-
-/// The rows of a step as columns, kept for its memory.
-#[derive(Default)]
-struct Layout {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    slots: Vec<u32>,
-    attention: Vec<AttentionRow>,
-    outputs: Vec<usize>,
+    scratch: Scratch<Cpu>,
 }
 
 impl CpuExecutor {
     /// `kv` holds `blocks` blocks for every layer of `decoder`; positions lie below `context`.
     pub(crate) fn new(
         cpu: Cpu,
-        decoder: Decoder,
+        decoder: Decoder<Cpu>,
         kv: Vec<KvLayer>,
         blocks: u32,
         context: u32,
     ) -> CpuExecutor {
         CpuExecutor {
+            layout: layout(&kv),
             cpu,
             decoder,
             kv,
             blocks,
             context,
-            layout: Layout::default(),
             scratch: Scratch::default(),
         }
     }
 
     fn check(&self, batch: &StepBatch<'_>) -> Result<(), ExecutorError> {
-        let vocab = self.decoder.shape().vocab;
-        for (table, blocks) in batch.tables.iter().enumerate() {
+        for (table, blocks) in batch.tables().iter().enumerate() {
             if let Some(&block) = blocks.iter().find(|block| **block >= self.blocks) {
                 return Err(ExecutorError::BlockOutOfCache {
                     table,
@@ -60,52 +47,56 @@ impl CpuExecutor {
                 });
             }
         }
-        for (row, asked) in batch.rows.iter().enumerate() {
-            self.check_row(row, asked, vocab)?;
-            let table = batch.tables.get(asked.table as usize);
-            if table.is_none_or(|blocks| (asked.position / BLOCK) as usize >= blocks.len()) {
-                return Err(ExecutorError::NoBlock {
-                    row,
-                    position: asked.position,
-                    table: asked.table,
-                });
-            }
+        let vocab = self.decoder.shape().vocab;
+        if let Some((row, token)) = first(batch.tokens(), |token| token >= vocab) {
+            return Err(ExecutorError::TokenOutOfVocabulary { row, token, vocab });
         }
-        Ok(())
-    }
-
-    fn check_row(&self, row: usize, asked: &BatchRow, vocab: u32) -> Result<(), ExecutorError> {
-        if asked.token >= vocab {
-            return Err(ExecutorError::TokenOutOfVocabulary {
-                row,
-                token: asked.token,
-                vocab,
-            });
-        }
-        if asked.position >= self.context {
+        let context = self.context;
+        if let Some((row, position)) = first(batch.positions(), |position| position >= context) {
             return Err(ExecutorError::PositionOutOfContext {
                 row,
-                position: asked.position,
-                context: self.context,
+                position,
+                context,
             });
         }
-        match asked.adapter {
-            None => Ok(()),
-            Some(adapter) => Err(ExecutorError::NoAdapter { row, adapter }),
+        match first(batch.adapters(), |adapter| adapter.is_some()) {
+            Some((row, Some(adapter))) => Err(ExecutorError::NoAdapter { row, adapter }),
+            _ => Ok(()),
         }
     }
 
-    /// Logits of the rows that asked; prefill rows mostly do not.
-    fn head(&mut self, logits: &mut Vec<f32>) {
-        let shape = self.decoder.shape();
-        let scratch = &mut self.scratch;
-        scratch.branch.clear();
-        for row in &self.layout.outputs {
-            let row = row * shape.hidden..(row + 1) * shape.hidden;
-            scratch.branch.extend_from_slice(&scratch.x[row]);
-        }
-        logits.resize(self.layout.outputs.len() * shape.vocab as usize, 0.0);
-        self.decoder.head(&self.cpu, scratch, logits);
+    /// # Panics
+    /// When one of the blocks is not in the cache.
+    fn assert_blocks(&self, blocks: &[u32]) {
+        assert!(
+            blocks.iter().all(|&block| block < self.blocks),
+            "blocks {blocks:?} lie in a cache of {}",
+            self.blocks
+        );
+    }
+}
+
+/// The first entry of a column that is wrong, and its row.
+fn first<T: Copy>(column: &[T], is_wrong: impl Fn(T) -> bool) -> Option<(usize, T)> {
+    let row = column.iter().position(|&entry| is_wrong(entry))?;
+    Some((row, column[row]))
+}
+
+/// What a cache of these layers, which are alike, is made of.
+fn layout(kv: &[KvLayer]) -> BlockLayout {
+    let (kv_heads, head_dim, ty) = kv.first().map_or((0, 0, KvType::F16), |layer| {
+        (layer.kv_heads(), layer.head_dim(), layer.ty())
+    });
+    BlockLayout {
+        layers: kv.len() as u32,
+        kv_heads: kv_heads as u32,
+        head_dim: head_dim as u32,
+        block_tokens: BLOCK,
+        element: match ty {
+            KvType::F16 => BlockElement::F16,
+            KvType::Q8_0 => BlockElement::Q8_0,
+        },
+        block_bytes: (kv.len() * KvLayer::block_bytes(kv_heads, head_dim, ty)) as u64,
     }
 }
 
@@ -117,63 +108,44 @@ impl Executor for CpuExecutor {
     ) -> Result<(), ExecutorError> {
         logits.clear();
         self.check(batch)?;
-        if batch.rows.is_empty() {
-            return Ok(());
-        }
-        let _turn = self.cpu.turn();
-        self.layout.fill(batch);
-        self.scratch.resize(self.decoder.shape(), batch.rows.len());
-        let step = Step {
-            tokens: &self.layout.tokens,
-            positions: &self.layout.positions,
-            slots: &self.layout.slots,
-            attention: &self.layout.attention,
-            tables: batch.tables,
-        };
-        self.decoder
-            .layers(&self.cpu, &step, &mut self.kv, &mut self.scratch);
-        if !self.layout.outputs.is_empty() {
-            self.head(logits);
+        if batch.rows() > 0 {
+            let _turn = self.cpu.turn();
+            let (kv, scratch) = (&mut self.kv, &mut self.scratch);
+            self.decoder.run(&self.cpu, batch, kv, scratch, logits);
         }
         Ok(())
     }
 
     fn copy_block(&mut self, from: u32, to: u32) {
-        assert!(
-            from < self.blocks && to < self.blocks,
-            "blocks {from} and {to} lie in a cache of {}",
-            self.blocks
-        );
+        self.assert_blocks(&[from, to]);
         for layer in &mut self.kv {
             layer.copy_block(from, to);
         }
     }
 
-    fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.cpu.for_each(tasks, task);
-    }
-}
-
-impl Layout {
-    /// `batch` was checked: every position has its block.
-    fn fill(&mut self, batch: &StepBatch<'_>) {
-        self.tokens.clear();
-        self.positions.clear();
-        self.slots.clear();
-        self.attention.clear();
-        self.outputs.clear();
-        for (index, row) in batch.rows.iter().enumerate() {
-            let block = batch.tables[row.table as usize][(row.position / BLOCK) as usize];
-            self.tokens.push(row.token);
-            self.positions.push(row.position);
-            self.slots.push(block * BLOCK + row.position % BLOCK);
-            self.attention.push(AttentionRow {
-                table: row.table,
-                position: row.position,
-            });
-            if row.logits {
-                self.outputs.push(index);
+    fn export_blocks(&self, blocks: &[u32], out: &mut Vec<u8>) {
+        self.assert_blocks(blocks);
+        self.layout.begin(blocks.len(), out);
+        for &block in blocks {
+            for layer in &self.kv {
+                layer.export_block(block, out);
             }
         }
+    }
+
+    fn import_blocks(&mut self, bytes: &[u8], blocks: &[u32]) -> Result<(), ImportError> {
+        self.assert_blocks(blocks);
+        let exported = self.layout.blocks(bytes, blocks.len())?;
+        for (bytes, &block) in exported.zip(blocks) {
+            let of_layer = bytes.len() / self.kv.len();
+            for (layer, bytes) in self.kv.iter_mut().zip(bytes.chunks_exact(of_layer)) {
+                layer.import_block(block, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn for_each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.cpu.for_each(tasks, task);
     }
 }

@@ -8,8 +8,10 @@ use realm_kernels::{
 };
 
 use super::LoadError;
-use super::layer::{Linear, Norm};
+use super::layer::Norm;
 use super::loader::{Loader, NormKind, Shape};
+use super::ops::{Part, Site};
+use super::projection::{Input, Projection};
 
 /// Tokens of one forward pass at most, unless a single text has more.
 pub(crate) const PASS_TOKENS_MAX: usize = 512;
@@ -22,21 +24,21 @@ pub(crate) struct Encoder {
     tokens: Matrix,
     positions: Matrix,
     types: Option<Matrix>,
-    norm: Norm,
+    norm: Norm<Cpu>,
     layers: Vec<EncoderLayer>,
     kv: KvLayer, // of the layer being computed
     pass: Pass,
 }
 
 struct EncoderLayer {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    output: Linear,
-    attention_norm: Norm,
-    up: Linear,
-    down: Linear,
-    output_norm: Norm,
+    q: Projection<Cpu>,
+    k: Projection<Cpu>,
+    v: Projection<Cpu>,
+    output: Projection<Cpu>,
+    attention_norm: Norm<Cpu>,
+    up: Projection<Cpu>,
+    down: Projection<Cpu>,
+    output_norm: Norm<Cpu>,
 }
 
 /// How the hidden states of a text become its vector.
@@ -65,17 +67,21 @@ struct Pass {
 }
 
 impl Encoder {
-    pub(super) fn load(loader: &mut Loader<'_>, cpu: Cpu) -> Result<Encoder, LoadError> {
+    pub(super) fn load(loader: &mut Loader<'_, Cpu>, cpu: Cpu) -> Result<Encoder, LoadError> {
         let mut shape = loader.shape(NormKind::Layer)?;
-        let causal = loader.key("attention.causal");
-        let is_causal = loader.metadata().bool(&causal)?.unwrap_or(false);
-        loader.check(&causal, is_causal, !is_causal, "false")?;
+        let keys = &loader.keys;
+        let causal = keys.key("attention.causal");
+        let is_causal = keys.metadata().bool(&causal)?.unwrap_or(false);
+        keys.check(&causal, is_causal, !is_causal, "false")?;
         let hidden = shape.hidden;
         let table = loader.rows_of("position_embd.weight")?;
         let fits = shape.context as usize <= table;
         let wanted = format!("at most the {table} positions of position_embd.weight");
-        loader.check(&loader.key("context_length"), shape.context, fits, &wanted)?;
-        shape.context = shape.context.min(loader.context_max());
+        let context_length = loader.keys.key("context_length");
+        loader
+            .keys
+            .check(&context_length, shape.context, fits, &wanted)?;
+        shape.context = shape.context.min(loader.keys.context_max());
         let tokens = loader.matrix("token_embd.weight", shape.vocab as usize, hidden)?;
         let positions = loader.matrix("position_embd.weight", table, hidden)?;
         let types = match loader.has("token_types.weight") {
@@ -160,19 +166,29 @@ impl Encoder {
 }
 
 impl EncoderLayer {
-    fn load(loader: &mut Loader<'_>, shape: &Shape, index: u32) -> Result<EncoderLayer, LoadError> {
+    fn load(
+        loader: &mut Loader<'_, Cpu>,
+        shape: &Shape,
+        index: u32,
+    ) -> Result<EncoderLayer, LoadError> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let (hidden, inner) = (shape.hidden, shape.feed_forward);
-        let [q, k, v] = Linear::load_qkv(loader, shape, index)?;
+        let [q, k, v] = Projection::load_qkv(loader, shape, index)?;
         let width = shape.heads * shape.head_dim;
+        let mut projection = |part, tensor: &str, rows, cols| {
+            Projection::load(loader, Site::Layer(index, part), &name(tensor), rows, cols)
+        };
+        let output = projection(Part::AttentionOutput, "attn_output", hidden, width)?;
+        let up = projection(Part::Up, "ffn_up", inner, hidden)?;
+        let down = projection(Part::Down, "ffn_down", hidden, inner)?;
         Ok(EncoderLayer {
             q,
             k,
             v,
-            output: Linear::load(loader, &name("attn_output"), hidden, width)?,
+            output,
             attention_norm: Norm::load(loader, &name("attn_output_norm"), shape)?,
-            up: Linear::load(loader, &name("ffn_up"), inner, hidden)?,
-            down: Linear::load(loader, &name("ffn_down"), hidden, inner)?,
+            up,
+            down,
             output_norm: Norm::load(loader, &name("layer_output_norm"), shape)?,
         })
     }
@@ -180,37 +196,38 @@ impl EncoderLayer {
     fn run(&self, cpu: &Cpu, shape: &Shape, tables: &[&[u32]], kv: &mut KvLayer, pass: &mut Pass) {
         let Pass { x, sum, acts, .. } = pass;
         cpu.quantize(x, shape.hidden, &mut pass.attend);
-        let (q, k, v) = (&mut *pass.q, &mut *pass.k, &mut *pass.v);
+        let (q, k, v) = (&mut pass.q, &mut pass.k, &mut pass.v);
         let products = [(&self.q, q), (&self.k, k), (&self.v, v)];
-        Linear::multiply_each(products, cpu, &pass.attend);
+        Projection::apply_each(products, &Input::new(cpu, &pass.attend, &[]));
         cpu.kv_write(&pass.k, &pass.v, kv, &pass.slots);
         let attention = shape.attention(None);
         let attended = &mut pass.attended;
         cpu.attention(&pass.q, kv, &pass.attention, tables, &attention, attended);
         cpu.quantize(attended, shape.heads * shape.head_dim, acts);
-        self.output.multiply(cpu, acts, sum);
+        self.output.apply(&Input::new(cpu, acts, &[]), sum);
         cpu.add_scaled(x, 1.0, sum);
         self.attention_norm.layer_norm(cpu, sum, x);
 
         cpu.quantize(x, shape.hidden, acts);
         let inner = &mut pass.inner;
         inner.resize(pass.tokens.len() * shape.feed_forward, 0.0);
-        self.up.multiply(cpu, acts, inner);
+        self.up.apply(&Input::new(cpu, acts, &[]), inner);
         cpu.activate_quantize(inner, shape.feed_forward, Activation::Gelu, acts);
-        self.down.multiply(cpu, acts, sum);
+        self.down.apply(&Input::new(cpu, acts, &[]), sum);
         cpu.add_scaled(x, 1.0, sum);
         self.output_norm.layer_norm(cpu, sum, x);
     }
 }
 
-fn pooling(loader: &Loader<'_>) -> Result<Pooling, LoadError> {
-    let key = loader.key("pooling_type");
-    let found = loader.metadata().require_u32(&key)?;
+fn pooling(loader: &Loader<'_, Cpu>) -> Result<Pooling, LoadError> {
+    let key = loader.keys.key("pooling_type");
+    let found = loader.keys.metadata().require_u32(&key)?;
     match found {
         1 => Ok(Pooling::Mean),
         2 => Ok(Pooling::First),
         3 => Ok(Pooling::Last),
         _ => loader
+            .keys
             .check(&key, found, false, "1 (mean), 2 (first) or 3 (last)")
             .map(|_| Pooling::Mean),
     }

@@ -1,36 +1,28 @@
 //! The decoder every generating architecture is: a residual stream to which attention and feed-forward are added, layer
 //! by layer. What differs between architectures is data here; their files say which of it they have.
 
-use realm_kernels::{
-    Activation, Activations, AttentionRow, AttentionShape, Cpu, KvLayer, Matrix, Rope,
-};
+use realm_kernels::{Activation, AttentionShape, Rope};
 
 use super::LoadError;
 use super::experts::ExpertScratch;
-use super::layer::{FeedForward, Layer, Linear, Norm};
+use super::layer::{FeedForward, Layer, Norm};
 use super::loader::{Loader, Shape};
-
-/// One step as the kernels want it; one entry per row unless it says otherwise.
-pub(crate) struct Step<'a> {
-    pub(crate) tokens: &'a [u32],
-    pub(crate) positions: &'a [u32],
-    pub(crate) slots: &'a [u32], // block * 16 + offset, where K and V go
-    pub(crate) attention: &'a [AttentionRow],
-    pub(crate) tables: &'a [&'a [u32]], // per sequence
-}
+use super::ops::{Ops, Site};
+use super::projection::{Input, Projection};
+use crate::executor::StepBatch;
 
 /// A model with its weights.
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<O: Ops> {
     pub(super) shape: Shape,
-    pub(super) embedding: Matrix,
+    pub(super) embedding: O::Matrix,
     pub(super) embedding_scale: f32,
     pub(super) attention: Vec<Attention>, // the kinds that layers choose from
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer<O>>,
     pub(super) activation: Activation,
     pub(super) residual_scale: f32, // of what is added to the stream
     pub(super) is_parallel: bool,   // feed-forward reads what attention reads
-    pub(super) output_norm: Norm,
-    pub(super) output: Option<Matrix>, // `None`: tied to the embedding
+    pub(super) output_norm: Norm<O>,
+    pub(super) output: Projection<O>, // its matrix may be the embedding's
     pub(super) logits: Logits,
 }
 
@@ -49,66 +41,84 @@ pub(super) enum Logits {
 }
 
 /// Buffers that live as long as the executor and only grow.
-pub(crate) struct Scratch {
-    pub(crate) x: Vec<f32>,         // [rows, hidden], the residual stream
-    pub(crate) attend: Activations, // [rows, hidden], normed for Q, K and V
-    pub(crate) feed: Activations,   // [rows, hidden], normed for the feed-forward
-    pub(crate) q: Vec<f32>,         // [rows, heads * head_dim]
-    pub(crate) k: Vec<f32>,         // [rows, kv_heads * head_dim]
-    pub(crate) v: Vec<f32>,         // [rows, kv_heads * head_dim]
-    pub(crate) attended: Vec<f32>,  // [rows, heads * head_dim]
-    pub(crate) acts: Activations,   // of `attended`, and of the rows that ask for logits
-    pub(crate) branch: Vec<f32>,    // [rows, hidden], where it is not added at once
-    pub(crate) gated: Activations,  // [rows, feed_forward]
-    pub(crate) tmp: Vec<f32>,
-    pub(crate) experts: ExpertScratch,
+pub(crate) struct Scratch<O: Ops> {
+    x: O::Rows,        // [rows, hidden], the residual stream
+    attend: O::Acts,   // [rows, hidden], normed for Q, K and V
+    feed: O::Acts,     // [rows, hidden], normed for the feed-forward
+    q: O::Rows,        // [rows, heads * head_dim]
+    k: O::Rows,        // [rows, kv_heads * head_dim]
+    v: O::Rows,        // [rows, kv_heads * head_dim]
+    attended: O::Rows, // [rows, heads * head_dim]
+    acts: O::Acts,     // of `attended`, and of the rows that ask for logits
+    branch: O::Rows,   // [rows, hidden], where it is not added at once
+    gated: O::Acts,    // [rows, feed_forward]
+    tmp: [O::Rows; 2],
+    logits: O::Rows,            // [rows that ask, vocab]
+    adapters: Vec<Option<u32>>, // of the rows that ask
+    experts: ExpertScratch<O>,
 }
 
-impl Default for Scratch {
-    fn default() -> Scratch {
+impl<O: Ops> Default for Scratch<O> {
+    fn default() -> Scratch<O> {
         Scratch {
-            x: Vec::new(),
-            attend: Activations::sensitive(),
-            feed: Activations::default(),
-            q: Vec::new(),
-            k: Vec::new(),
-            v: Vec::new(),
-            attended: Vec::new(),
-            acts: Activations::default(),
-            branch: Vec::new(),
-            gated: Activations::default(),
-            tmp: Vec::new(),
+            x: O::Rows::default(),
+            attend: O::acts(true),
+            feed: O::acts(false),
+            q: O::Rows::default(),
+            k: O::Rows::default(),
+            v: O::Rows::default(),
+            attended: O::Rows::default(),
+            acts: O::acts(false),
+            branch: O::Rows::default(),
+            gated: O::acts(false),
+            tmp: Default::default(),
+            logits: O::Rows::default(),
+            adapters: Vec::new(),
             experts: ExpertScratch::default(),
         }
     }
 }
 
-impl Scratch {
+impl<O: Ops> Scratch<O> {
     /// Gives every buffer its length for this many rows.
-    pub(crate) fn resize(&mut self, shape: &Shape, rows: usize) {
-        self.x.resize(rows * shape.hidden, 0.0);
-        self.branch.resize(rows * shape.hidden, 0.0);
-        self.q.resize(rows * shape.heads * shape.head_dim, 0.0);
-        self.attended
-            .resize(rows * shape.heads * shape.head_dim, 0.0);
-        self.k.resize(rows * shape.kv_heads * shape.head_dim, 0.0);
-        self.v.resize(rows * shape.kv_heads * shape.head_dim, 0.0);
+    fn resize(&mut self, ops: &O, shape: &Shape, rows: usize) {
+        let (width, kv_width) = (
+            shape.heads * shape.head_dim,
+            shape.kv_heads * shape.head_dim,
+        );
+        for (buffer, width) in [
+            (&mut self.x, shape.hidden),
+            (&mut self.branch, shape.hidden),
+            (&mut self.q, width),
+            (&mut self.attended, width),
+            (&mut self.k, kv_width),
+            (&mut self.v, kv_width),
+        ] {
+            ops.resize(buffer, rows * width);
+        }
     }
 }
 
-impl Decoder {
+impl<O: Ops> Decoder<O> {
     /// What all architectures have, with layers that `layer` loads; the rest is as in llama.
     pub(super) fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader<'_, O>,
         shape: Shape,
         attention: Vec<Attention>,
-        layer: impl Fn(&mut Loader<'_>, &Shape, u32) -> Result<Layer, LoadError>,
-    ) -> Result<Decoder, LoadError> {
+        layer: impl Fn(&mut Loader<'_, O>, &Shape, u32) -> Result<Layer<O>, LoadError>,
+    ) -> Result<Decoder<O>, LoadError> {
         let layers = (0..shape.layers)
             .map(|index| layer(loader, &shape, index))
-            .collect::<Result<Vec<Layer>, LoadError>>()?;
+            .collect::<Result<Vec<Layer<O>>, LoadError>>()?;
+        let vocab = shape.vocab as usize;
+        let embedding = loader.matrix("token_embd.weight", vocab, shape.hidden)?;
+        // Models without an output matrix use the embedding again.
+        let output = match loader.has("output.weight") {
+            true => loader.matrix("output.weight", vocab, shape.hidden)?,
+            false => embedding.clone(),
+        };
         Ok(Decoder {
-            embedding: loader.matrix("token_embd.weight", shape.vocab as usize, shape.hidden)?,
+            embedding,
             embedding_scale: 1.0,
             attention,
             layers,
@@ -116,7 +126,7 @@ impl Decoder {
             residual_scale: 1.0,
             is_parallel: false,
             output_norm: Norm::load(loader, "output_norm", &shape)?,
-            output: loader.optional_output(&shape)?,
+            output: Projection::new(Site::Logits, output, vocab),
             logits: Logits::Plain,
             shape,
         })
@@ -127,139 +137,174 @@ impl Decoder {
         &self.shape
     }
 
-    /// Computes all layers: K and V of every row go to `kv`, the last hidden states to `scratch.x`.
-    pub(crate) fn layers(
+    /// Computes a batch with at least one row: K and V of every row go to `kv`, one entry a layer, and the logits of the rows
+    /// that asked, `[rows that asked, vocab]`, to `logits`.
+    pub(crate) fn run(
         &self,
-        cpu: &Cpu,
-        step: &Step<'_>,
-        kv: &mut [KvLayer],
-        scratch: &mut Scratch,
+        ops: &O,
+        batch: &StepBatch<'_>,
+        kv: &mut [O::Kv],
+        scratch: &mut Scratch<O>,
+        logits: &mut Vec<f32>,
     ) {
-        cpu.embed(
-            &self.embedding,
-            step.tokens,
-            self.embedding_scale,
-            &mut scratch.x,
-        );
+        scratch.resize(ops, &self.shape, batch.rows());
+        let scale = self.embedding_scale;
+        ops.embed(&self.embedding, batch.tokens(), scale, &mut scratch.x);
         for (layer, kv) in self.layers.iter().zip(kv) {
-            let Scratch { x, feed, .. } = &mut *scratch;
             if self.is_parallel {
-                Norm::quantize(layer.ffn_norm.as_ref(), cpu, x, self.shape.hidden, feed);
+                self.prepare_feed(ops, layer, scratch);
             }
-            self.attend(cpu, layer, step, kv, scratch);
-            let Scratch { x, feed, .. } = &mut *scratch;
+            self.attend(ops, layer, batch, kv, scratch);
             if !self.is_parallel {
-                Norm::quantize(layer.ffn_norm.as_ref(), cpu, x, self.shape.hidden, feed);
+                self.prepare_feed(ops, layer, scratch);
             }
-            self.feed_forward(cpu, layer, scratch);
+            self.feed_forward(ops, layer, batch, scratch);
+        }
+        if !batch.outputs().is_empty() {
+            self.head(ops, batch, scratch, logits);
         }
     }
 
-    fn attend(&self, cpu: &Cpu, layer: &Layer, step: &Step<'_>, kv: &mut KvLayer, s: &mut Scratch) {
+    fn prepare_feed(&self, ops: &O, layer: &Layer<O>, s: &mut Scratch<O>) {
+        let norm = layer.ffn_norm.as_ref();
+        ops.quantize(norm, &s.x, self.shape.hidden, &mut s.feed);
+    }
+
+    fn attend(
+        &self,
+        ops: &O,
+        layer: &Layer<O>,
+        batch: &StepBatch<'_>,
+        kv: &mut O::Kv,
+        s: &mut Scratch<O>,
+    ) {
         let (shape, kind) = (&self.shape, &self.attention[layer.kind]);
         let norm = layer.attention_norm.as_ref();
-        Norm::quantize(norm, cpu, &s.x, shape.hidden, &mut s.attend);
-        let (q, k, v) = (&mut *s.q, &mut *s.k, &mut *s.v);
-        let products = [(&layer.q, q), (&layer.k, k), (&layer.v, v)];
-        Linear::multiply_each(products, cpu, &s.attend);
+        ops.quantize(norm, &s.x, shape.hidden, &mut s.attend);
+        let input = Input::new(ops, &s.attend, batch.adapters());
+        let (q, k, v) = (&mut s.q, &mut s.k, &mut s.v);
+        let products = [
+            (&layer.q, &mut *q),
+            (&layer.k, &mut *k),
+            (&layer.v, &mut *v),
+        ];
+        Projection::apply_each(products, &input);
         // One head wide, or as wide as all of them: the norm's own width says over what it goes.
-        if let Some(norm) = &layer.q_norm {
-            cpu.qk_norm(&mut s.q, norm.len(), norm, shape.eps);
+        for (norm, x) in [(&layer.q_norm, &mut *q), (&layer.k_norm, &mut *k)] {
+            if let Some(norm) = norm {
+                ops.norm_heads(norm, shape.eps, x);
+            }
         }
-        if let Some(norm) = &layer.k_norm {
-            cpu.qk_norm(&mut s.k, norm.len(), norm, shape.eps);
-        }
-        cpu.rope(&mut s.q, shape.heads, &kind.rope, step.positions);
-        cpu.rope(&mut s.k, shape.kv_heads, &kind.rope, step.positions);
-        cpu.kv_write(&s.k, &s.v, kv, step.slots);
-        let (rows, tables) = (step.attention, step.tables);
-        cpu.attention(&s.q, kv, rows, tables, &kind.shape, &mut s.attended);
-        cpu.quantize(&s.attended, shape.heads * shape.head_dim, &mut s.acts);
-        let post_norm = layer.post_attention_norm.as_deref();
-        self.add_product(
-            cpu,
-            &layer.output,
-            &s.acts,
-            post_norm,
-            &mut s.branch,
-            &mut s.x,
-        );
+        ops.rope(&kind.rope, shape.heads, batch.positions(), q);
+        ops.rope(&kind.rope, shape.kv_heads, batch.positions(), k);
+        ops.kv_write(k, v, batch.slots(), kv);
+        let (rows, tables) = (batch.attention(), batch.tables());
+        ops.attention(&kind.shape, q, kv, rows, tables, &mut s.attended);
+        ops.quantize(None, &s.attended, shape.heads * shape.head_dim, &mut s.acts);
+        let input = Input {
+            x: &s.acts,
+            ..input
+        };
+        let post_norm = layer.post_attention_norm.as_ref();
+        self.add_product(&layer.output, &input, post_norm, &mut s.branch, &mut s.x);
     }
 
     /// Adds what `scratch.feed` becomes.
-    fn feed_forward(&self, cpu: &Cpu, layer: &Layer, scratch: &mut Scratch) {
+    fn feed_forward(
+        &self,
+        ops: &O,
+        layer: &Layer<O>,
+        batch: &StepBatch<'_>,
+        scratch: &mut Scratch<O>,
+    ) {
         let Scratch {
             x,
             feed,
             branch,
             gated,
-            tmp,
+            tmp: [tmp, tmp_up],
             experts,
             ..
         } = scratch;
-        let post_norm = layer.post_ffn_norm.as_deref();
+        let adapters = batch.adapters();
+        let (act, post_norm) = (self.activation, layer.post_ffn_norm.as_ref());
         match &layer.ffn {
             FeedForward::Gated { gate, up, down } => {
-                cpu.gate_up_act(gate, up, self.activation, feed, tmp, gated);
-                self.add_product(cpu, down, gated, post_norm, branch, x);
+                Projection::apply_gated(
+                    [gate, up],
+                    act,
+                    &Input::new(ops, feed, adapters),
+                    [tmp, tmp_up],
+                    gated,
+                );
+                self.add_product(
+                    down,
+                    &Input::new(ops, gated, adapters),
+                    post_norm,
+                    branch,
+                    x,
+                );
             }
             FeedForward::Plain { up, down } => {
-                let width = up.matrix.rows();
-                tmp.resize(feed.rows() * width, 0.0);
-                up.multiply(cpu, feed, tmp);
-                cpu.activate_quantize(tmp, width, self.activation, gated);
-                self.add_product(cpu, down, gated, post_norm, branch, x);
+                ops.resize(tmp, batch.rows() * up.width);
+                up.apply(&Input::new(ops, feed, adapters), tmp);
+                ops.activate_quantize(act, tmp, up.width, gated);
+                self.add_product(
+                    down,
+                    &Input::new(ops, gated, adapters),
+                    post_norm,
+                    branch,
+                    x,
+                );
             }
             FeedForward::Experts(all) => {
-                all.run(cpu, self.activation, feed, experts, branch);
-                self.add(cpu, branch, post_norm, x);
+                all.run(act, &Input::new(ops, feed, adapters), experts, branch);
+                self.add(ops, branch, post_norm, x);
             }
         }
     }
 
-    /// Adds `acts · Wᵀ` to the stream, at once where nothing is done to it before.
+    /// Adds what a projection makes of its input to the stream, at once where nothing is done to it before.
     fn add_product(
         &self,
-        cpu: &Cpu,
-        w: &Linear,
-        acts: &Activations,
-        post_norm: Option<&[f32]>,
-        branch: &mut [f32],
-        x: &mut [f32],
+        projection: &Projection<O>,
+        input: &Input<'_, O>,
+        post_norm: Option<&O::Vector>,
+        branch: &mut O::Rows,
+        x: &mut O::Rows,
     ) {
         if post_norm.is_some() || self.residual_scale != 1.0 {
-            w.multiply(cpu, acts, branch);
-            return self.add(cpu, branch, post_norm, x);
+            projection.apply(input, branch);
+            return self.add(input.ops, branch, post_norm, x);
         }
-        cpu.matmul_add(&w.matrix, acts, x);
-        if let Some(bias) = &w.bias {
-            cpu.add_bias(bias, x);
-        }
+        projection.apply_add(input, x);
     }
 
-    fn add(&self, cpu: &Cpu, branch: &[f32], post_norm: Option<&[f32]>, x: &mut [f32]) {
+    fn add(&self, ops: &O, branch: &O::Rows, post_norm: Option<&O::Vector>, x: &mut O::Rows) {
         match post_norm {
-            Some(norm) => cpu.norm_add(branch, norm, self.shape.eps, x),
-            None => cpu.add_scaled(branch, self.residual_scale, x),
+            Some(norm) => ops.norm_add(norm, self.shape.eps, branch, x),
+            None => ops.add_scaled(self.residual_scale, branch, x),
         }
     }
 
-    /// The logits (`[rows, vocab]`) of the hidden states in `scratch.branch`.
-    pub(crate) fn head(&self, cpu: &Cpu, scratch: &mut Scratch, logits: &mut [f32]) {
-        let Scratch { branch, acts, .. } = scratch;
-        Norm::quantize(
-            Some(&self.output_norm),
-            cpu,
-            branch,
-            self.shape.hidden,
-            acts,
-        );
-        let output = self.output.as_ref().unwrap_or(&self.embedding);
-        cpu.matmul(output, acts, logits);
+    /// The logits of the rows that asked; those of prompts mostly do not.
+    fn head(&self, ops: &O, batch: &StepBatch<'_>, s: &mut Scratch<O>, logits: &mut Vec<f32>) {
+        let (rows, hidden) = (batch.outputs(), self.shape.hidden);
+        ops.gather(&s.x, hidden, rows, &mut s.branch);
+        ops.quantize(Some(&self.output_norm), &s.branch, hidden, &mut s.acts);
+        s.adapters.clear();
+        if !batch.adapters().is_empty() {
+            let adapter = |row: &u32| batch.adapters()[*row as usize];
+            s.adapters.extend(rows.iter().map(adapter));
+        }
+        let input = Input::new(ops, &s.acts, &s.adapters);
+        ops.resize(&mut s.logits, rows.len() * self.output.width);
+        self.output.apply(&input, &mut s.logits);
         match self.logits {
             Logits::Plain => {}
-            Logits::Scaled(factor) => cpu.scale(factor, logits),
-            Logits::Capped(cap) => cpu.softcap(cap, self.shape.vocab as usize, logits),
+            Logits::Scaled(factor) => ops.scale(factor, &mut s.logits),
+            Logits::Capped(cap) => ops.softcap(cap, self.output.width, &mut s.logits),
         }
+        ops.read(&mut s.logits, logits);
     }
 }

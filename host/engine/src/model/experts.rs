@@ -3,10 +3,12 @@
 //! The rows of a step are gathered by expert, so that the weights of an expert are read once for all of them. What the
 //! experts of a row give is added up in the order of their indices, whatever else is in the batch.
 
-use realm_kernels::{Activation, Activations, Cpu, Matrix};
+use realm_kernels::Activation;
 
 use super::LoadError;
 use super::loader::Loader;
+use super::ops::{Ops, Part, Site};
+use super::projection::{Input, Projection};
 
 /// Sizes of the mixture.
 #[derive(Clone, Copy, Debug)]
@@ -17,29 +19,47 @@ pub(crate) struct ExpertShape {
 }
 
 /// The experts of a layer.
-pub(super) struct Experts {
+pub(super) struct Experts<O: Ops> {
     used: usize,
-    router: Matrix,
-    experts: Vec<Expert>,
+    router: Projection<O>,
+    experts: Vec<Expert<O>>,
 }
 
-struct Expert {
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+struct Expert<O: Ops> {
+    gate: Projection<O>,
+    up: Projection<O>,
+    down: Projection<O>,
 }
 
 /// Buffers that only grow.
-#[derive(Default)]
-pub(crate) struct ExpertScratch {
-    scores: Vec<f32>, // [rows, experts]
+pub(crate) struct ExpertScratch<O: Ops> {
+    routed: O::Rows,  // [rows, experts]
+    scores: Vec<f32>, // the same on the host
     order: Vec<u32>,  // [experts], of one row
     chosen: Vec<Choice>,
-    rows: Vec<u32>,
-    acts: Activations,
-    gated: Activations,
-    tmp: Vec<f32>,
-    out: Vec<f32>,
+    rows: Vec<u32>,             // that go through one expert
+    adapters: Vec<Option<u32>>, // of these
+    acts: O::Acts,
+    gated: O::Acts,
+    tmp: [O::Rows; 2],
+    out: O::Rows,
+}
+
+impl<O: Ops> Default for ExpertScratch<O> {
+    fn default() -> ExpertScratch<O> {
+        ExpertScratch {
+            routed: O::Rows::default(),
+            scores: Vec::new(),
+            order: Vec::new(),
+            chosen: Vec::new(),
+            rows: Vec::new(),
+            adapters: Vec::new(),
+            acts: O::acts(false),
+            gated: O::acts(false),
+            tmp: Default::default(),
+            out: O::Rows::default(),
+        }
+    }
 }
 
 /// A row goes through an expert, and what comes out counts so much.
@@ -50,84 +70,98 @@ struct Choice {
     weight: f32,
 }
 
-impl Experts {
+impl<O: Ops> Experts<O> {
     /// From one tensor for all experts, or from one for each as older files have it.
     pub(super) fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader<'_, O>,
         index: u32,
         hidden: usize,
         shape: &ExpertShape,
-    ) -> Result<Experts, LoadError> {
+    ) -> Result<Experts<O>, LoadError> {
         let (count, inner) = (shape.count, shape.feed_forward);
-        let mut matrices = |part: &str, rows: usize, cols: usize| {
-            let merged = format!("blk.{index}.{part}_exps.weight");
-            if loader.has(&merged) || !loader.has(&format!("blk.{index}.{part}.0.weight")) {
-                return loader.stacked_matrices(&merged, rows, cols, count);
-            }
-            (0..count)
-                .map(|expert| {
-                    loader.matrix(&format!("blk.{index}.{part}.{expert}.weight"), rows, cols)
-                })
-                .collect()
+        let site = |part| Site::Layer(index, part);
+        let mut projections = |name: &str, part: fn(u32) -> Part, rows: usize, cols: usize| {
+            let merged = format!("blk.{index}.{name}_exps.weight");
+            let one = |expert: usize| format!("blk.{index}.{name}.{expert}.weight");
+            let matrices = match loader.has(&merged) || !loader.has(&one(0)) {
+                true => loader.stacked_matrices(&merged, rows, cols, count)?,
+                false => (0..count)
+                    .map(|expert| loader.matrix(&one(expert), rows, cols))
+                    .collect::<Result<Vec<O::Matrix>, LoadError>>()?,
+            };
+            let projections = (0..)
+                .zip(matrices)
+                .map(|(expert, matrix)| Projection::new(site(part(expert)), matrix, rows));
+            Ok::<_, LoadError>(projections.collect::<Vec<Projection<O>>>())
         };
-        let gates = matrices("ffn_gate", inner, hidden)?;
-        let ups = matrices("ffn_up", inner, hidden)?;
-        let downs = matrices("ffn_down", hidden, inner)?;
+        let gates = projections("ffn_gate", Part::ExpertGate, inner, hidden)?;
+        let ups = projections("ffn_up", Part::ExpertUp, inner, hidden)?;
+        let downs = projections("ffn_down", Part::ExpertDown, hidden, inner)?;
         let experts = gates.into_iter().zip(ups).zip(downs);
+        let router = format!("blk.{index}.ffn_gate_inp");
         Ok(Experts {
             used: shape.used,
-            router: loader.matrix(&format!("blk.{index}.ffn_gate_inp.weight"), count, hidden)?,
+            router: Projection::load_plain(loader, site(Part::Router), &router, count, hidden)?,
             experts: experts
                 .map(|((gate, up), down)| Expert { gate, up, down })
                 .collect(),
         })
     }
 
-    /// `out` (`[rows, hidden]`): for every row of `x` the weighted sum over its experts.
+    /// `out` (`[rows, hidden]`): for every row of the input the weighted sum over its experts.
     pub(super) fn run(
         &self,
-        cpu: &Cpu,
         act: Activation,
-        x: &Activations,
-        scratch: &mut ExpertScratch,
-        out: &mut [f32],
+        input: &Input<'_, O>,
+        scratch: &mut ExpertScratch<O>,
+        out: &mut O::Rows,
     ) {
-        let hidden = out.len() / x.rows();
-        scratch.scores.resize(x.rows() * self.experts.len(), 0.0);
-        cpu.matmul(&self.router, x, &mut scratch.scores);
+        let &Input { ops, x, adapters } = input;
+        let ExpertScratch { routed, scores, .. } = scratch;
+        ops.resize(routed, O::rows(x) * self.experts.len());
+        self.router.apply(input, routed);
+        ops.read(routed, scores);
         choose(
-            &scratch.scores,
+            scores,
             self.experts.len(),
             self.used,
             &mut scratch.order,
             &mut scratch.chosen,
         );
-        out.fill(0.0);
+        ops.clear(out);
         for choices in scratch.chosen.chunk_by(|a, b| a.expert == b.expert) {
             let expert = &self.experts[choices[0].expert as usize];
+            let rows = &mut scratch.rows;
+            rows.clear();
+            rows.extend(choices.iter().map(|choice| choice.row));
+            let of_rows = &mut scratch.adapters;
+            of_rows.clear();
+            if !adapters.is_empty() {
+                of_rows.extend(rows.iter().map(|row| adapters[*row as usize]));
+            }
             // An expert that every row chose, as for a single row, takes them where they are.
-            let acts = if choices.len() == x.rows() {
+            let x = if rows.len() == O::rows(x) {
                 x
             } else {
-                scratch.rows.clear();
-                scratch.rows.extend(choices.iter().map(|choice| choice.row));
-                scratch.acts.gather(x, &scratch.rows);
+                ops.gather_acts(x, rows, &mut scratch.acts);
                 &scratch.acts
             };
-            cpu.gate_up_act(
-                &expert.gate,
-                &expert.up,
+            let of_rows = of_rows.as_slice();
+            let [tmp, tmp_up] = &mut scratch.tmp;
+            let gated = &mut scratch.gated;
+            Projection::apply_gated(
+                [&expert.gate, &expert.up],
                 act,
-                acts,
-                &mut scratch.tmp,
-                &mut scratch.gated,
+                &Input::new(ops, x, of_rows),
+                [tmp, tmp_up],
+                gated,
             );
-            scratch.out.resize(choices.len() * hidden, 0.0);
-            cpu.matmul(&expert.down, &scratch.gated, &mut scratch.out);
-            for (choice, y) in choices.iter().zip(scratch.out.chunks_exact(hidden)) {
-                let row = choice.row as usize * hidden;
-                cpu.add_scaled(y, choice.weight, &mut out[row..row + hidden]);
-            }
+            ops.resize(&mut scratch.out, rows.len() * expert.down.width);
+            expert
+                .down
+                .apply(&Input::new(ops, gated, of_rows), &mut scratch.out);
+            let to = choices.iter().map(|choice| (choice.row, choice.weight));
+            ops.scatter_add(&scratch.out, expert.down.width, to, out);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Keys that ask for something: each is read by the architectures that compute it, and refused where nobody reads it.
 
 use super::LoadError;
-use super::loader::Loader;
+use super::keys::Keys;
 
 /// Keys that change what a model computes, the value at which they do not, and what they ask for. Any architecture may
 /// state them, whether its graph has the feature or not.
@@ -51,7 +51,7 @@ const MEANINGFUL: [(&str, f32, &str); 15] = [
     ),
 ];
 
-impl Loader<'_> {
+impl Keys<'_> {
     /// Refuses a key that turns on a feature we do not compute.
     pub(crate) fn refuse(&self, name: &str, feature: &'static str) -> Result<(), LoadError> {
         self.refuse_unless(name, 0.0, feature)
@@ -87,7 +87,7 @@ impl Loader<'_> {
     }
 
     /// Refuses what the file asks for and the architecture did not look at: ignored, it would be another model.
-    pub(super) fn refuse_unread_keys(&self) -> Result<(), LoadError> {
+    pub(super) fn refuse_unread(&self) -> Result<(), LoadError> {
         for (name, neutral, feature) in MEANINGFUL {
             if !self.was_asked(name) {
                 self.refuse_unless(name, neutral, feature)?;

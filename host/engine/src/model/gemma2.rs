@@ -10,6 +10,7 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder, Logits};
 use super::layer::Layer;
 use super::loader::{Loader, NormKind};
+use super::ops::Ops;
 
 /// Layers of the one size whose query scale is not that of the head width.
 const LAYERS_27B: u32 = 46;
@@ -20,14 +21,14 @@ const PERIOD: u32 = 2;
 const LOCAL: usize = 0;
 const GLOBAL: usize = 1;
 
-pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
     let scale = match shape.layers {
         LAYERS_27B => 1.0 / ((shape.hidden / shape.heads) as f32).sqrt(),
         _ => 1.0 / (shape.head_dim as f32).sqrt(),
     };
-    let softcap = Some(loader.positive("attn_logit_softcapping", 50.0)?);
-    let window = loader.window()?.unwrap_or(WINDOW_DEFAULT);
+    let softcap = Some(loader.keys.positive("attn_logit_softcapping", 50.0)?);
+    let window = loader.keys.window()?.unwrap_or(WINDOW_DEFAULT);
     let mut attention = Vec::new();
     for window in [Some(window), None] {
         attention.push(Attention {
@@ -40,8 +41,8 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
         });
     }
     let embedding_scale = (shape.hidden as f32).sqrt();
-    let local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
-    let logits = Logits::Capped(loader.positive("final_logit_softcapping", 30.0)?);
+    let local_layers = loader.keys.windowed_layers(shape.layers, PERIOD)?;
+    let logits = Logits::Capped(loader.keys.positive("final_logit_softcapping", 30.0)?);
     let decoder = Decoder::load(loader, shape, attention, |loader, shape, index| {
         let layer = Layer::load(loader, shape, index)?.with_post_norms(loader, shape, index)?;
         let kind = if local_layers.contains(index) {

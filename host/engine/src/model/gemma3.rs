@@ -11,6 +11,7 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder};
 use super::layer::Layer;
 use super::loader::{Loader, NormKind};
+use super::ops::Ops;
 
 /// Layers of the one size whose query scale is not that of the head width.
 const LAYERS_27B: u32 = 62;
@@ -21,9 +22,9 @@ const PERIOD: u32 = 6;
 const LOCAL: usize = 0;
 const GLOBAL: usize = 1;
 
-pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
-    let window = loader.window()?.unwrap_or(WINDOW_DEFAULT);
+    let window = loader.keys.window()?.unwrap_or(WINDOW_DEFAULT);
     let scale = match shape.layers {
         LAYERS_27B => 1.0 / ((shape.hidden / shape.heads) as f32).sqrt(),
         _ => 1.0 / (shape.head_dim as f32).sqrt(),
@@ -32,8 +33,8 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
         scale,
         ..shape.attention(window)
     };
-    let local_base = loader.positive("rope.freq_base_swa", 10_000.0)?;
-    let global_base = loader.positive("rope.freq_base", 1_000_000.0)?;
+    let local_base = loader.keys.positive("rope.freq_base_swa", 10_000.0)?;
+    let global_base = loader.keys.positive("rope.freq_base", 1_000_000.0)?;
     let layout = RopeLayout::HalfSplit;
     let local = Attention {
         shape: kind(Some(window)),
@@ -45,7 +46,7 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
         rope: loader.scaled_rope(&shape, global_base, layout)?,
     };
     let embedding_scale = (shape.hidden as f32).sqrt();
-    let local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
+    let local_layers = loader.keys.windowed_layers(shape.layers, PERIOD)?;
     let decoder = Decoder::load(
         loader,
         shape,

@@ -9,16 +9,18 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder};
 use super::layer::{FeedForward, Layer};
 use super::loader::{Loader, NormKind};
+use super::ops::Ops;
 
-pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, LoadError> {
     let shape = loader.shape(NormKind::Layer)?;
     let attention = Attention {
         shape: shape.attention(None),
         rope: loader.rope(&shape, RopeLayout::HalfSplit)?,
     };
     let is_parallel = loader
+        .keys
         .metadata()
-        .bool(&loader.key("use_parallel_residual"))?
+        .bool(&loader.keys.key("use_parallel_residual"))?
         .unwrap_or(true);
     let decoder = Decoder::load(loader, shape, vec![attention], |loader, shape, index| {
         Layer::load_with(loader, shape, index, FeedForward::load_plain)

@@ -7,20 +7,21 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder, Logits};
 use super::layer::Layer;
 use super::loader::{Loader, NormKind};
+use super::ops::Ops;
 
-pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
-    let plain = shape.attention(loader.window()?);
+    let plain = shape.attention(loader.keys.window()?);
     let attention = Attention {
         shape: AttentionShape {
-            scale: loader.positive("attention.scale", plain.scale)?,
+            scale: loader.keys.positive("attention.scale", plain.scale)?,
             ..plain
         },
         rope: loader.rope(&shape, RopeLayout::Adjacent)?,
     };
-    let embedding_scale = loader.positive("embedding_scale", 1.0)?;
-    let residual_scale = loader.positive("residual_scale", 1.0)?;
-    let logit_scale = loader.positive("logit_scale", 1.0)?;
+    let embedding_scale = loader.keys.positive("embedding_scale", 1.0)?;
+    let residual_scale = loader.keys.positive("residual_scale", 1.0)?;
+    let logit_scale = loader.keys.positive("logit_scale", 1.0)?;
     Ok(Decoder {
         embedding_scale,
         residual_scale,

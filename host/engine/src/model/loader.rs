@@ -1,14 +1,14 @@
-//! What a model's file says: hyperparameters, each held against the tensors, and weights by name and shape.
+//! Weights by name and shape, and the sizes of a model, each held against its tensors.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 
-use realm_kernels::{AttentionShape, Matrix, MatrixView};
-use realm_weights::{Gguf, GgufError, Metadata, Tensor};
+use realm_kernels::{AttentionShape, MatrixView};
+use realm_weights::{ModelSource, Tensor};
 
 use super::LoadError;
 use super::experts::ExpertShape;
-use super::panels::Panels;
+use super::keys::Keys;
+use super::ops::Ops;
 
 /// The sizes of a model.
 #[derive(Clone, Debug)]
@@ -47,118 +47,86 @@ impl Shape {
     }
 }
 
-/// Fetches weights and hyperparameters, and remembers which were taken.
-pub(crate) struct Loader<'g> {
-    gguf: &'g Gguf,
-    panels: Panels<'g>,
-    architecture: &'g str,
-    context_max: u32, // that was asked for
-    taken: HashSet<&'g str>,
-    asked: RefCell<HashSet<String>>, // keys, without the architecture
+/// Where matrices are made ready for the operations that read them.
+pub(crate) trait Weights<'s, O: Ops> {
+    /// The matrix of this name, whose stored form is `view`.
+    ///
+    /// # Errors
+    /// [`LoadError::OutOfMemory`].
+    fn matrix(&mut self, name: &str, view: MatrixView<'s>) -> Result<O::Matrix, LoadError>;
+
+    /// All matrices of the model were made.
+    fn finish(self: Box<Self>);
 }
 
-impl<'g> Loader<'g> {
+/// Fetches weights and hyperparameters, and remembers which were taken.
+pub(crate) struct Loader<'s, O: Ops> {
+    pub(super) keys: Keys<'s>,
+    source: &'s dyn ModelSource,
+    ops: &'s O,
+    weights: Box<dyn Weights<'s, O> + 's>,
+    taken: HashSet<&'s str>,
+}
+
+impl<'s, O: Ops> Loader<'s, O> {
     pub(crate) fn new(
-        gguf: &'g Gguf,
-        panels: Panels<'g>,
-        architecture: &'g str,
-        context_max: Option<u32>,
-    ) -> Loader<'g> {
+        source: &'s dyn ModelSource,
+        keys: Keys<'s>,
+        ops: &'s O,
+        weights: Box<dyn Weights<'s, O> + 's>,
+    ) -> Loader<'s, O> {
         Loader {
-            gguf,
-            panels,
-            context_max: context_max.unwrap_or(u32::MAX),
-            architecture,
+            keys,
+            source,
+            ops,
+            weights,
             taken: HashSet::new(),
-            asked: RefCell::default(),
         }
     }
 
-    pub(crate) fn metadata(&self) -> &'g Metadata {
-        self.gguf.metadata()
-    }
-
-    /// Longest sequence that was asked for.
-    pub(crate) fn context_max(&self) -> u32 {
-        self.context_max
-    }
-
-    /// A key of this architecture: `llama.block_count` for `block_count`. It counts as read.
-    pub(crate) fn key(&self, name: &str) -> String {
-        self.asked.borrow_mut().insert(name.to_owned());
-        format!("{}.{name}", self.architecture)
-    }
-
-    /// Whether anybody asked for this key.
-    pub(super) fn was_asked(&self, name: &str) -> bool {
-        self.asked.borrow().contains(name)
-    }
-
-    /// A count that is there and not 0.
-    pub(crate) fn count(&self, name: &str) -> Result<u32, LoadError> {
-        let key = self.key(name);
-        let value = self.metadata().require_u32(&key)?;
-        self.check(&key, value, value > 0, "a positive number")
-    }
-
-    /// A float above 0, or the default where the key is absent.
-    pub(crate) fn positive(&self, name: &str, default: f32) -> Result<f32, LoadError> {
-        let key = self.key(name);
-        let value = self.metadata().f32(&key)?.unwrap_or(default);
-        let fits = value.is_finite() && value > 0.0;
-        self.check(&key, value, fits, "a positive number")
-    }
-
-    /// `value` when it fits, an error that names the key when not.
-    pub(crate) fn check<T: ToString>(
-        &self,
-        key: &str,
-        value: T,
-        fits: bool,
-        wanted: &str,
-    ) -> Result<T, LoadError> {
-        match fits {
-            true => Ok(value),
-            false => Err(LoadError::BadValue {
-                key: key.to_owned(),
-                value: value.to_string(),
-                wanted: wanted.to_owned(),
-            }),
-        }
+    pub(super) fn ops(&self) -> &'s O {
+        self.ops
     }
 
     /// The sizes every architecture states under the same names.
     pub(crate) fn shape(&self, norm: NormKind) -> Result<Shape, LoadError> {
-        self.refuse("expert_count", "mixture of experts")?;
+        self.keys.refuse("expert_count", "mixture of experts")?;
         self.sizes(norm)
     }
 
     /// The sizes of an architecture that may have experts.
     pub(crate) fn shape_with_experts(&self) -> Result<Shape, LoadError> {
-        let key = self.key("expert_count");
+        let key = self.keys.key("expert_count");
         let mut shape = self.sizes(NormKind::Rms)?;
-        let count = self.metadata().u32(&key)?.unwrap_or(0) as usize;
+        let count = self.keys.metadata().u32(&key)?.unwrap_or(0) as usize;
         if count == 0 {
             return Ok(shape);
         }
-        let used = self.count("expert_used_count")? as usize;
+        let used = self.keys.count("expert_used_count")? as usize;
         let wanted = format!("a number up to {count} experts");
-        self.check(&self.key("expert_used_count"), used, used <= count, &wanted)?;
-        let gating = self.key("expert_gating_func");
+        self.keys.check(
+            &self.keys.key("expert_used_count"),
+            used,
+            used <= count,
+            &wanted,
+        )?;
+        let gating = self.keys.key("expert_gating_func");
         /// Softmax; the others came with later architectures.
         const SOFTMAX: u32 = 1;
-        let gating_func = self.metadata().u32(&gating)?.unwrap_or(SOFTMAX);
-        self.check(&gating, gating_func, gating_func == SOFTMAX, "1 (softmax)")?;
+        let gating_func = self.keys.metadata().u32(&gating)?.unwrap_or(SOFTMAX);
+        self.keys
+            .check(&gating, gating_func, gating_func == SOFTMAX, "1 (softmax)")?;
         self.refuse_other_mixtures()?;
         shape.experts = Some(ExpertShape {
             count,
             used,
             feed_forward: match self
+                .keys
                 .metadata()
-                .u32(&self.key("expert_feed_forward_length"))?
+                .u32(&self.keys.key("expert_feed_forward_length"))?
             {
                 None => shape.feed_forward,
-                Some(_) => self.count("expert_feed_forward_length")? as usize,
+                Some(_) => self.keys.count("expert_feed_forward_length")? as usize,
             },
         });
         Ok(shape)
@@ -166,26 +134,28 @@ impl<'g> Loader<'g> {
 
     /// Refuses what other architectures do with experts: a key that is ignored would be another model.
     fn refuse_other_mixtures(&self) -> Result<(), LoadError> {
-        let norm = self.key("expert_weights_norm");
-        let is_normed = self.metadata().bool(&norm)?.unwrap_or(true);
-        self.check(&norm, is_normed, is_normed, "true")?;
-        let scale = self.key("expert_weights_scale");
-        let factor = self.metadata().f32(&scale)?.unwrap_or(1.0);
+        let norm = self.keys.key("expert_weights_norm");
+        let is_normed = self.keys.metadata().bool(&norm)?.unwrap_or(true);
+        self.keys.check(&norm, is_normed, is_normed, "true")?;
+        let scale = self.keys.key("expert_weights_scale");
+        let factor = self.keys.metadata().f32(&scale)?.unwrap_or(1.0);
         // 0 is how files say that there is none.
         let is_plain = factor == 0.0 || factor == 1.0;
-        self.check(&scale, factor, is_plain, "1")?;
-        self.refuse("expert_shared_count", "shared experts")?;
-        self.refuse("expert_group_count", "groups of experts")?;
-        self.refuse("leading_dense_block_count", "layers without experts")
+        self.keys.check(&scale, factor, is_plain, "1")?;
+        self.keys.refuse("expert_shared_count", "shared experts")?;
+        self.keys
+            .refuse("expert_group_count", "groups of experts")?;
+        self.keys
+            .refuse("leading_dense_block_count", "layers without experts")
     }
 
     fn sizes(&self, norm: NormKind) -> Result<Shape, LoadError> {
-        let hidden = self.count("embedding_length")?;
-        let heads = self.count("attention.head_count")?;
-        let kv_heads_key = self.key("attention.head_count_kv");
-        let kv_heads = self.metadata().u32(&kv_heads_key)?.unwrap_or(heads);
+        let hidden = self.keys.count("embedding_length")?;
+        let heads = self.keys.count("attention.head_count")?;
+        let kv_heads_key = self.keys.key("attention.head_count_kv");
+        let kv_heads = self.keys.metadata().u32(&kv_heads_key)?.unwrap_or(heads);
         let fits = kv_heads > 0 && heads.is_multiple_of(kv_heads);
-        self.check(
+        self.keys.check(
             &kv_heads_key,
             kv_heads,
             fits,
@@ -195,45 +165,47 @@ impl<'g> Loader<'g> {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
         };
-        self.metadata().require_f32(&self.key(eps))?;
-        let embedding = self.gguf.require("token_embd.weight")?;
+        self.keys.metadata().require_f32(&self.keys.key(eps))?;
+        let embedding = self.source.require("token_embd.weight")?;
         Ok(Shape {
-            layers: self.count("block_count")?,
-            context: self.count("context_length")?,
+            layers: self.keys.count("block_count")?,
+            context: self.keys.count("context_length")?,
             vocab: rows(&embedding)?,
             hidden: hidden as usize,
-            feed_forward: self.count("feed_forward_length")? as usize,
+            feed_forward: self.keys.count("feed_forward_length")? as usize,
             experts: None,
             heads: heads as usize,
             kv_heads: kv_heads as usize,
             head_dim: self.head_dim(hidden, heads)? as usize,
             norm,
-            eps: self.positive(eps, 0.0)?,
+            eps: self.keys.positive(eps, 0.0)?,
         })
     }
 
     fn head_dim(&self, hidden: u32, heads: u32) -> Result<u32, LoadError> {
         /// The kernels keep one head in registers and stack buffers; no known model has wider ones.
         const HEAD_DIM_MAX: u32 = 512;
-        let key = self.key("attention.key_length");
-        let head_dim = self.metadata().u32(&key)?.unwrap_or(hidden / heads);
+        let key = self.keys.key("attention.key_length");
+        let head_dim = self.keys.metadata().u32(&key)?.unwrap_or(hidden / heads);
         let fits = head_dim > 0 && head_dim.is_multiple_of(2) && head_dim <= HEAD_DIM_MAX;
-        self.check(&key, head_dim, fits, "an even number up to 512")?;
-        let key = self.key("attention.value_length");
-        let value_dim = self.metadata().u32(&key)?.unwrap_or(head_dim);
+        self.keys
+            .check(&key, head_dim, fits, "an even number up to 512")?;
+        let key = self.keys.key("attention.value_length");
+        let value_dim = self.keys.metadata().u32(&key)?.unwrap_or(head_dim);
         let wanted = format!("the key length {head_dim}");
-        self.check(&key, value_dim, value_dim == head_dim, &wanted)
+        self.keys
+            .check(&key, value_dim, value_dim == head_dim, &wanted)
     }
 
-    /// A matrix of exactly this shape, prepared for the CPU.
+    /// A matrix of exactly this shape, made ready to be multiplied with.
     pub(crate) fn matrix(
         &mut self,
         name: &str,
         rows: usize,
         cols: usize,
-    ) -> Result<Matrix, LoadError> {
+    ) -> Result<O::Matrix, LoadError> {
         let view = self.view(name, rows, cols)?;
-        self.panels.matrix(name, view)
+        self.weights.matrix(name, view)
     }
 
     /// Matrices of one width that the file keeps one below the other, as one tensor of exactly their rows.
@@ -242,16 +214,16 @@ impl<'g> Loader<'g> {
         name: &str,
         rows: [usize; N],
         cols: usize,
-    ) -> Result<[Matrix; N], LoadError> {
+    ) -> Result<[O::Matrix; N], LoadError> {
         let view = self.view(name, rows.iter().sum(), cols)?;
         let mut start = 0;
         let mut matrices = Vec::with_capacity(N);
         for (index, rows) in rows.into_iter().enumerate() {
             let part = view.rows(start..start + rows);
-            matrices.push(self.panels.matrix(&format!("{name}[{index}]"), part)?);
+            matrices.push(self.weights.matrix(&format!("{name}[{index}]"), part)?);
             start += rows;
         }
-        let matrices: Result<[Matrix; N], _> = matrices.try_into();
+        let matrices: Result<[O::Matrix; N], _> = matrices.try_into();
         Ok(matrices.unwrap_or_else(|_| unreachable!("one matrix for each of N")))
     }
 
@@ -262,8 +234,8 @@ impl<'g> Loader<'g> {
         rows: usize,
         cols: usize,
         count: usize,
-    ) -> Result<Vec<Matrix>, LoadError> {
-        let tensor = self.gguf.require(name)?;
+    ) -> Result<Vec<O::Matrix>, LoadError> {
+        let tensor = self.source.require(name)?;
         self.taken.insert(tensor.name);
         if *tensor.shape != [cols as u64, rows as u64, count as u64] {
             return Err(wrong_shape(
@@ -275,13 +247,13 @@ impl<'g> Loader<'g> {
         (0..count)
             .map(|index| {
                 let part = all.rows(index * rows..(index + 1) * rows);
-                self.panels.matrix(&format!("{name}[{index}]"), part)
+                self.weights.matrix(&format!("{name}[{index}]"), part)
             })
             .collect()
     }
 
-    fn view(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixView<'g>, LoadError> {
-        let tensor = self.gguf.require(name)?;
+    fn view(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixView<'s>, LoadError> {
+        let tensor = self.source.require(name)?;
         self.taken.insert(tensor.name);
         let view = tensor.matrix()?;
         match (view.rows, view.cols) == (rows, cols) {
@@ -292,27 +264,17 @@ impl<'g> Loader<'g> {
 
     /// Rows of a matrix whose height nothing else says.
     pub(crate) fn rows_of(&self, name: &str) -> Result<usize, LoadError> {
-        Ok(self.gguf.require(name)?.matrix()?.rows)
+        Ok(self.source.require(name)?.matrix()?.rows)
     }
 
     /// Whether the file has a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.gguf.tensor(name).is_some()
+        self.source.tensor(name).is_some()
     }
 
-    /// The matrix `output.weight` where the file has one; models without it use the embedding again.
-    pub(crate) fn optional_output(&mut self, shape: &Shape) -> Result<Option<Matrix>, LoadError> {
-        match self.gguf.tensor("output.weight") {
-            None => Ok(None),
-            Some(_) => self
-                .matrix("output.weight", shape.vocab as usize, shape.hidden)
-                .map(Some),
-        }
-    }
-
-    /// A vector of exactly this length.
-    pub(crate) fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.gguf.require(name)?;
+    /// The values of a vector of exactly this length.
+    pub(crate) fn values(&mut self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.source.require(name)?;
         self.taken.insert(tensor.name);
         if tensor.shape.iter().product::<u64>() != length as u64 {
             return Err(wrong_shape(&tensor, &[length as u64]));
@@ -320,32 +282,47 @@ impl<'g> Loader<'g> {
         Ok(tensor.vector_f32()?)
     }
 
-    /// The vector where the file has one.
-    pub(crate) fn optional_vector(
+    /// The same where the model has one.
+    pub(crate) fn optional_values(
         &mut self,
         name: &str,
         length: usize,
     ) -> Result<Option<Vec<f32>>, LoadError> {
-        match self.gguf.tensor(name) {
+        match self.source.tensor(name) {
             None => Ok(None),
-            Some(_) => self.vector(name, length).map(Some),
+            Some(_) => self.values(name, length).map(Some),
         }
     }
 
-    /// Ends the loading. Refuses a file with tensors that nobody took: biases, experts, more layers than it says; and with
+    /// A vector of exactly this length, where the operations read it.
+    pub(crate) fn vector(&mut self, name: &str, length: usize) -> Result<O::Vector, LoadError> {
+        Ok(self.ops.vector(self.values(name, length)?))
+    }
+
+    /// The same where the model has one.
+    pub(crate) fn optional_vector(
+        &mut self,
+        name: &str,
+        length: usize,
+    ) -> Result<Option<O::Vector>, LoadError> {
+        let values = self.optional_values(name, length)?;
+        Ok(values.map(|values| self.ops.vector(values)))
+    }
+
+    /// Ends the loading. Refuses a model with tensors that nobody took: biases, experts, more layers than it says; and with
     /// keys that nobody read and that mean another model.
     pub(crate) fn finish(self) -> Result<(), LoadError> {
-        self.refuse_unread_keys()?;
+        self.keys.refuse_unread()?;
         let unused = |tensor: &Tensor<'_>| !self.taken.contains(tensor.name);
-        let count = self.gguf.tensors().filter(unused).count();
-        match self.gguf.tensors().find(unused) {
+        let count = self.source.tensors().filter(unused).count();
+        match self.source.tensors().find(unused) {
             None => {
-                self.panels.finish();
+                self.weights.finish();
                 Ok(())
             }
             Some(tensor) => Err(LoadError::UnusedTensor {
                 name: tensor.name.to_owned(),
-                architecture: self.architecture.to_owned(),
+                architecture: self.keys.architecture().to_owned(),
                 count,
             }),
         }
@@ -354,12 +331,10 @@ impl<'g> Loader<'g> {
 
 /// Rows of a matrix; token ids are u32.
 fn rows(tensor: &Tensor<'_>) -> Result<u32, LoadError> {
-    let view = tensor.matrix()?;
-    u32::try_from(view.rows).map_err(|_| {
-        LoadError::Gguf(GgufError::TensorTooLarge {
-            name: tensor.name.to_owned(),
-            shape: tensor.shape.to_vec(),
-        })
+    let rows = tensor.matrix()?.rows;
+    u32::try_from(rows).map_err(|_| LoadError::TooManyRows {
+        name: tensor.name.to_owned(),
+        rows,
     })
 }
 

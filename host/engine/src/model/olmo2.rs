@@ -10,6 +10,7 @@ use super::LoadError;
 use super::decoder::{Attention, Decoder};
 use super::layer::{FeedForward, Layer};
 use super::loader::{Loader, NormKind, Shape};
+use super::ops::Ops;
 use super::windows::WindowedLayers;
 
 /// Layers in a period, the last of which sees everything, where files do not say it.
@@ -18,19 +19,19 @@ const PERIOD: u32 = 4;
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
 
-pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
+pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, LoadError> {
     let shape = loader.shape(NormKind::Rms)?;
     let layout = RopeLayout::HalfSplit;
     let mut attention = vec![Attention {
         shape: shape.attention(None),
         rope: loader.rope(&shape, layout)?,
     }];
-    let mut local_layers = loader.windowed_layers(shape.layers, PERIOD)?;
-    match loader.window()? {
+    let mut local_layers = loader.keys.windowed_layers(shape.layers, PERIOD)?;
+    match loader.keys.window()? {
         None => local_layers = WindowedLayers::NONE,
         window => {
-            let base = loader.positive("rope.freq_base", 10_000.0)?;
-            let local_base = loader.positive("rope.freq_base_swa", base)?;
+            let base = loader.keys.positive("rope.freq_base", 10_000.0)?;
+            let local_base = loader.keys.positive("rope.freq_base_swa", base)?;
             attention.push(Attention {
                 shape: shape.attention(window),
                 rope: loader.plain_rope(&shape, local_base, layout)?,
@@ -48,7 +49,11 @@ pub(super) fn load(loader: &mut Loader<'_>) -> Result<Decoder, LoadError> {
     })
 }
 
-fn layer(loader: &mut Loader<'_>, shape: &Shape, index: u32) -> Result<Layer, LoadError> {
+fn layer<O: Ops>(
+    loader: &mut Loader<'_, O>,
+    shape: &Shape,
+    index: u32,
+) -> Result<Layer<O>, LoadError> {
     let norm = |part: &str| format!("blk.{index}.{part}.weight");
     let layer = Layer::load_bare(loader, shape, index, FeedForward::load)?;
     Ok(Layer {

@@ -4,33 +4,38 @@
 use std::path::Path;
 
 use realm_kernels::{Cpu, Matrix, MatrixView};
-use realm_weights::{Arena, Gguf, Packed, PackedError, PackedFile, PackedWriter};
+use realm_weights::{Arena, ModelSource, Packed, PackedError, PackedFile, PackedWriter};
 
 use super::LoadError;
+use super::loader::Weights;
 
 /// Bytes of a model file that are repacked before they are let go.
 const SLICE_BYTES: usize = 16 << 20;
 
 /// Where the matrices of a model come from.
-pub(crate) struct Panels<'g> {
-    gguf: &'g Gguf,
-    cpu: &'g Cpu,
+pub(crate) struct Panels<'s> {
+    source: &'s dyn ModelSource,
+    cpu: &'s Cpu,
     arena: Arena,
     packed: Option<Packed>,
     writer: Option<PackedWriter>,
 }
 
-impl<'g> Panels<'g> {
+impl<'s> Panels<'s> {
     /// Takes the file of repacked weights in this folder if it is good, and begins a new one if not.
-    pub(crate) fn new(gguf: &'g Gguf, cpu: &'g Cpu, packed_dir: Option<&Path>) -> Panels<'g> {
+    pub(crate) fn new(
+        source: &'s dyn ModelSource,
+        cpu: &'s Cpu,
+        packed_dir: Option<&Path>,
+    ) -> Panels<'s> {
         let mut panels = Panels {
-            gguf,
+            source,
             cpu,
             arena: Arena::default(),
             packed: None,
             writer: None,
         };
-        if let Some(place) = packed_dir.and_then(|folder| PackedFile::of(gguf, folder)) {
+        if let Some(place) = packed_dir.and_then(|folder| PackedFile::of(source, folder)) {
             panels.packed = Packed::open(&place, cpu.threads()).unwrap_or_else(|error| {
                 warn(&error, "the weights are repacked");
                 None
@@ -44,8 +49,19 @@ impl<'g> Panels<'g> {
         panels
     }
 
-    /// The matrix of this name, whose stored form is `view`.
-    pub(crate) fn matrix(&mut self, name: &str, view: MatrixView<'g>) -> Result<Matrix, LoadError> {
+    fn keep(&mut self, name: &str, view: MatrixView<'_>, panels: &[u8]) {
+        let Some(writer) = &mut self.writer else {
+            return;
+        };
+        if let Err(error) = writer.add(name, view.ty, view.rows, view.cols, panels) {
+            warn(&error, "the next start repacks again");
+            self.writer = None;
+        }
+    }
+}
+
+impl<'s> Weights<'s, Cpu> for Panels<'s> {
+    fn matrix(&mut self, name: &str, view: MatrixView<'s>) -> Result<Matrix, LoadError> {
         let MatrixView { ty, rows, cols, .. } = view;
         let packed = self.packed.as_ref();
         if let Some(panels) = packed.and_then(|packed| packed.panels(name, ty, rows, cols)) {
@@ -67,24 +83,14 @@ impl<'g> Panels<'g> {
             let first = index * slice_rows;
             let slice = view.rows(first..rows.min(first + slice_rows));
             self.cpu.pack(slice, panels);
-            self.gguf.release(slice.data);
+            self.source.release(slice.data);
         }
         self.keep(name, view, &panels);
         Ok(Matrix::from_packed(ty, rows, cols, panels.freeze()))
     }
 
-    fn keep(&mut self, name: &str, view: MatrixView<'_>, panels: &[u8]) {
-        let Some(writer) = &mut self.writer else {
-            return;
-        };
-        if let Err(error) = writer.add(name, view.ty, view.rows, view.cols, panels) {
-            warn(&error, "the next start repacks again");
-            self.writer = None;
-        }
-    }
-
     /// Puts the file of repacked weights in its place, if one was begun.
-    pub(crate) fn finish(self) {
+    fn finish(self: Box<Self>) {
         if let Some(Err(error)) = self.writer.map(PackedWriter::finish) {
             warn(&error, "the next start repacks again");
         }

@@ -4,6 +4,7 @@ use realm_kernels::{Rope, RopeLayout};
 
 use super::LoadError;
 use super::loader::{Loader, Shape};
+use super::ops::Ops;
 
 const LONG_FACTORS: &str = "rope_factors_long.weight";
 
@@ -14,10 +15,10 @@ struct Scaling {
     magnitude: f32,            // of what is rotated
 }
 
-impl Loader<'_> {
+impl<O: Ops> Loader<'_, O> {
     /// The rotary embedding with the base the file states, scaled as it says.
     pub(super) fn rope(&mut self, shape: &Shape, layout: RopeLayout) -> Result<Rope, LoadError> {
-        let base = self.positive("rope.freq_base", 10_000.0)?;
+        let base = self.keys.positive("rope.freq_base", 10_000.0)?;
         self.scaled_rope(shape, base, layout)
     }
 
@@ -47,16 +48,20 @@ impl Loader<'_> {
     }
 
     fn rope_dims(&self, shape: &Shape) -> Result<usize, LoadError> {
-        let key = self.key("rope.dimension_count");
-        let dims = self.metadata().u32(&key)?.unwrap_or(shape.head_dim as u32);
+        let key = self.keys.key("rope.dimension_count");
+        let dims = self
+            .keys
+            .metadata()
+            .u32(&key)?
+            .unwrap_or(shape.head_dim as u32);
         let fits = dims > 0 && dims.is_multiple_of(2) && dims as usize <= shape.head_dim;
         let wanted = format!("an even number up to {}", shape.head_dim);
-        Ok(self.check(&key, dims, fits, &wanted)? as usize)
+        Ok(self.keys.check(&key, dims, fits, &wanted)? as usize)
     }
 
     fn scaling(&mut self, shape: &Shape, dims: usize, base: f32) -> Result<Scaling, LoadError> {
-        let key = self.key("rope.scaling.type");
-        let ty = match self.metadata().str(&key)? {
+        let key = self.keys.key("rope.scaling.type");
+        let ty = match self.keys.metadata().str(&key)? {
             Some(ty) => ty,
             // Files of Phi 3 have the factors and do not say what they are.
             None if self.has(LONG_FACTORS) => "longrope",
@@ -65,12 +70,12 @@ impl Loader<'_> {
         let mut scaling = Scaling {
             frequency: 1.0,
             factors: None,
-            magnitude: self.positive("rope.scaling.attn_factor", 1.0)?,
+            magnitude: self.keys.positive("rope.scaling.attn_factor", 1.0)?,
         };
         match ty {
             "longrope" => scaling.factors = Some(self.long_rope(shape, dims)?),
             "none" | "linear" | "yarn" => {
-                scaling.factors = self.optional_vector("rope_freqs.weight", dims / 2)?
+                scaling.factors = self.optional_values("rope_freqs.weight", dims / 2)?
             }
             other => {
                 return Err(LoadError::Unsupported {
@@ -81,8 +86,8 @@ impl Loader<'_> {
             }
         }
         if ty == "linear" {
-            let old_key = self.positive("rope.scale_linear", 1.0)?;
-            scaling.frequency = 1.0 / self.positive("rope.scaling.factor", old_key)?;
+            let old_key = self.keys.positive("rope.scale_linear", 1.0)?;
+            scaling.frequency = 1.0 / self.keys.positive("rope.scaling.factor", old_key)?;
         }
         if ty == "yarn" {
             let yarn = self.yarn(shape)?;
@@ -92,8 +97,9 @@ impl Loader<'_> {
             }
             scaling.factors = Some(factors);
             // What is stated here is all of it, where `attn_factor` comes on top.
-            scaling.magnitude *=
-                self.positive("rope.scaling.yarn_attn_factor", yarn.magnitude())?;
+            scaling.magnitude *= self
+                .keys
+                .positive("rope.scaling.yarn_attn_factor", yarn.magnitude())?;
         }
         Ok(scaling)
     }
@@ -101,35 +107,40 @@ impl Loader<'_> {
     /// Source: arXiv:2402.13753. The file has factors for the context of the training and for longer ones. Keys stay in
     /// the cache as they were rotated, so that the choice is made once, for the longest context asked for.
     fn long_rope(&mut self, shape: &Shape, dims: usize) -> Result<Vec<f32>, LoadError> {
-        self.metadata()
-            .require_f32(&self.key("rope.scaling.attn_factor"))?;
-        self.refuse_unless("rope.scaling.factor", 1.0, "a factor beside LongRoPE's")?;
-        let short = self.vector("rope_factors_short.weight", dims / 2)?;
-        let long = self.vector(LONG_FACTORS, dims / 2)?;
-        let original = self.count("rope.scaling.original_context_length")?;
-        Ok(match shape.context.min(self.context_max()) > original {
-            true => long,
-            false => short,
-        })
+        self.keys
+            .metadata()
+            .require_f32(&self.keys.key("rope.scaling.attn_factor"))?;
+        self.keys
+            .refuse_unless("rope.scaling.factor", 1.0, "a factor beside LongRoPE's")?;
+        let short = self.values("rope_factors_short.weight", dims / 2)?;
+        let long = self.values(LONG_FACTORS, dims / 2)?;
+        let original = self.keys.count("rope.scaling.original_context_length")?;
+        Ok(
+            match shape.context.min(self.keys.context_max()) > original {
+                true => long,
+                false => short,
+            },
+        )
     }
 
     fn yarn(&self, shape: &Shape) -> Result<Yarn, LoadError> {
-        self.refuse(
+        self.keys.refuse(
             "rope.scaling.yarn_log_multiplier",
             "a YaRN magnitude of its own",
         )?;
         let extrapolation = "an extrapolation factor of YaRN";
-        self.refuse_unless("rope.scaling.yarn_ext_factor", 1.0, extrapolation)?;
+        self.keys
+            .refuse_unless("rope.scaling.yarn_ext_factor", 1.0, extrapolation)?;
         let original = "rope.scaling.original_context_length";
-        let original = match self.metadata().u32(&self.key(original))? {
+        let original = match self.keys.metadata().u32(&self.keys.key(original))? {
             None => shape.context,
-            Some(_) => self.count(original)?,
+            Some(_) => self.keys.count(original)?,
         };
         Ok(Yarn {
-            factor: self.positive("rope.scaling.factor", 1.0)?,
+            factor: self.keys.positive("rope.scaling.factor", 1.0)?,
             original,
-            beta_fast: self.positive("rope.scaling.yarn_beta_fast", 32.0)?,
-            beta_slow: self.positive("rope.scaling.yarn_beta_slow", 1.0)?,
+            beta_fast: self.keys.positive("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: self.keys.positive("rope.scaling.yarn_beta_slow", 1.0)?,
         })
     }
 }

@@ -3,7 +3,7 @@
 use realm_weights::Value;
 
 use super::LoadError;
-use super::loader::Loader;
+use super::keys::Keys;
 
 /// The layers with a window. Not a list where a rule says it: how many layers there are is the file's word.
 pub(super) enum WindowedLayers {
@@ -26,7 +26,7 @@ impl WindowedLayers {
     }
 }
 
-impl Loader<'_> {
+impl Keys<'_> {
     /// How many positions a row sees, its own among them; `None` is all of them.
     pub(super) fn window(&self) -> Result<Option<u32>, LoadError> {
         let window = self.metadata().u32(&self.key("attention.sliding_window"))?;

@@ -31,45 +31,52 @@ struct Head {
     sequence: u64,
 }
 
+/// The order of heads: a tenant with fewer places than its share goes before one with more, then the least served does,
+/// then who came first.
+type Turn = (bool, u64, u64);
+
 /// Gives places to waiting sequences, as long as there are some and the blocks are enough.
 pub(super) fn admit(draft: &mut Draft<'_>, shares: &Shares, totals: Totals) {
-    let mut lines: BTreeMap<u32, u64> = draft.waiting().keys().map(|&tenant| (tenant, 0)).collect();
+    let heads = draft.waiting().keys();
+    let mut turns: BTreeMap<Turn, Head> = heads
+        .filter_map(|&tenant| head(draft, tenant, 0))
+        .map(|head| (turn(draft, shares, totals, &head), head))
+        .collect();
     let mut ahead = Vec::new();
-    while let Some(head) = next(draft, &lines, shares, totals) {
-        let mut tried = draft.clone();
-        match try_admit(&mut tried, shares, totals, head, &ahead) {
+    while let Some((_, first)) = turns.pop_first() {
+        let yielded = draft.plan().yielded.len();
+        match admit_head(draft, shares, totals, first, &ahead) {
             Ok(()) => {
-                *draft = tried;
-                lines.insert(head.tenant, head.arrival + 1);
-            }
-            Err(refusal) => {
-                if refusal == Refusal::Blocks {
-                    ahead.push(head);
+                let next = head(draft, first.tenant, first.arrival + 1);
+                turns.extend(next.map(|head| (turn(draft, shares, totals, &head), head)));
+                if draft.plan().yielded.len() > yielded {
+                    // Whoever gave way may have fewer places than its share now.
+                    let heads = std::mem::take(&mut turns).into_values();
+                    turns.extend(heads.map(|head| (turn(draft, shares, totals, &head), head)));
                 }
-                lines.remove(&head.tenant);
             }
+            // Nobody behind has been served less or has more of a claim to a place.
+            Err(Refusal::Place) if draft.places(first.tenant) == 0 => return,
+            Err(Refusal::Blocks) => ahead.push(first),
+            Err(Refusal::Place | Refusal::Quota) => {}
         }
     }
 }
 
-/// Whose turn it is: a tenant with fewer places than its share goes before one with more, then the least served does.
-fn next(
-    draft: &Draft<'_>,
-    lines: &BTreeMap<u32, u64>,
-    shares: &Shares,
-    totals: Totals,
-) -> Option<Head> {
-    let heads = lines.iter().filter_map(|(&tenant, &from)| {
-        let (&arrival, &sequence) = draft.waiting().get(&tenant)?.range(from..).next()?;
-        let has_share = draft.places(tenant) >= place_share(shares, tenant, totals);
-        let head = Head {
-            tenant,
-            arrival,
-            sequence,
-        };
-        Some(((has_share, shares.served(tenant), arrival), head))
-    });
-    heads.min_by_key(|&(key, _)| key).map(|(_, head)| head)
+/// The first of a tenant's line that came at `from` or later.
+fn head(draft: &Draft<'_>, tenant: u32, from: u64) -> Option<Head> {
+    let line = draft.waiting().get(&tenant)?;
+    let (&arrival, &sequence) = line.range(from..).next()?;
+    Some(Head {
+        tenant,
+        arrival,
+        sequence,
+    })
+}
+
+fn turn(draft: &Draft<'_>, shares: &Shares, totals: Totals, head: &Head) -> Turn {
+    let has_share = draft.places(head.tenant) >= place_share(shares, head.tenant, totals);
+    (has_share, shares.served(head.tenant), head.arrival)
 }
 
 /// What a waiting sequence could not have.
@@ -81,44 +88,96 @@ enum Refusal {
     Quota,
 }
 
-fn try_admit(
+/// Gives the head of a line a place, or says what it lacks.
+fn admit_head(
     draft: &mut Draft<'_>,
     shares: &Shares,
     totals: Totals,
     head: Head,
     ahead: &[Head],
 ) -> Result<(), Refusal> {
-    let Head {
-        tenant, sequence, ..
-    } = head;
-    let cost = draft.cost(sequence);
-    let own = draft.committed_by(tenant);
+    let own = draft.committed_by(head.tenant);
+    let cost = draft.cost(head.sequence);
     // Whoever is alone is admitted in any case: it fits, or it fails with the reason.
-    if own > 0 && own + cost > shares.kv_blocks_max(tenant) {
+    if own > 0 && own + cost > shares.kv_blocks_max(head.tenant) {
         return Err(Refusal::Quota);
     }
-    if draft.running().len() as u32 >= totals.places {
-        let (victim, why) = place_victim(draft, shares, tenant, totals).ok_or(Refusal::Place)?;
-        draft.give_up_place(victim, why);
+    let asked = Asked {
+        shares,
+        totals,
+        head,
+        cost,
+        blocks: own + cost,
+    };
+    let is_full = draft.running().len() as u32 >= totals.places;
+    if is_full || asked.lacks_blocks(draft, asked.reserved(draft, ahead)) {
+        // What others have is taken only where that is enough.
+        let mut tried = draft.clone();
+        asked.take(&mut tried, ahead, is_full)?;
+        *draft = tried;
     }
-    let reserved: u32 = ahead
-        .iter()
-        .map(|waiting| reserved(draft, shares, totals, waiting, tenant, own + cost))
-        .sum();
-    loop {
+    draft.admit(head.sequence);
+    Ok(())
+}
+
+/// A place and blocks that the head of a line asks for.
+struct Asked<'a> {
+    shares: &'a Shares,
+    totals: Totals,
+    head: Head,
+    cost: u32,   // blocks it adds
+    blocks: u32, // that its tenant would then have
+}
+
+impl Asked<'_> {
+    /// Takes what is missing from others.
+    fn take(&self, draft: &mut Draft<'_>, ahead: &[Head], is_full: bool) -> Result<(), Refusal> {
+        let (shares, totals, tenant) = (self.shares, self.totals, self.head.tenant);
+        if is_full {
+            let victim = place_victim(draft, shares, tenant, totals);
+            let (victim, why) = victim.ok_or(Refusal::Place)?;
+            draft.give_up_place(victim, why);
+        }
+        let reserved = self.reserved(draft, ahead);
+        while self.lacks_blocks(draft, reserved) {
+            let in_share = self.blocks <= shares.of(tenant, totals.blocks);
+            let victim = in_share.then(|| block_victim(draft, shares, tenant, totals));
+            let victim = victim.flatten().ok_or(Refusal::Blocks)?;
+            draft.give_up_place(victim, Reason::Blocks);
+        }
+        Ok(())
+    }
+
+    fn lacks_blocks(&self, draft: &Draft<'_>, reserved: u64) -> bool {
         // A block to grow for each running sequence, or admitting this one would soon preempt another.
         let growth = draft.running().len() as u32;
-        let needed = u64::from(draft.committed()) + u64::from(cost + growth) + u64::from(reserved);
-        if draft.running().is_empty() || needed <= u64::from(totals.blocks) {
-            break;
-        }
-        let in_share = own + cost <= shares.of(tenant, totals.blocks);
-        let victim = in_share.then(|| block_victim(draft, shares, tenant, totals));
-        let victim = victim.flatten().ok_or(Refusal::Blocks)?;
-        draft.give_up_place(victim, Reason::Blocks);
+        let needed = u64::from(draft.committed()) + u64::from(self.cost + growth) + reserved;
+        !draft.running().is_empty() && needed > u64::from(self.totals.blocks)
     }
-    draft.admit(sequence);
-    Ok(())
+
+    /// Blocks that are kept free for those who wait for some.
+    fn reserved(&self, draft: &Draft<'_>, ahead: &[Head]) -> u64 {
+        let each = ahead
+            .iter()
+            .map(|waiting| self.reserved_for(draft, waiting));
+        each.map(u64::from).sum()
+    }
+
+    /// Blocks that are kept free for a sequence that waits for them.
+    ///
+    /// As long as what this tenant would have is within its share only what is within the waiting one's is kept, so that a
+    /// large request keeps nobody from what is theirs; but not for ever.
+    fn reserved_for(&self, draft: &Draft<'_>, waiting: &Head) -> u32 {
+        let (shares, tenant, total) = (self.shares, self.head.tenant, self.totals.blocks);
+        let need = draft.cost(waiting.sequence);
+        let patience = shares.served(waiting.tenant).saturating_add(PATIENCE);
+        if shares.served(tenant) <= patience && self.blocks <= shares.of(tenant, total) {
+            let share = shares.of(waiting.tenant, total);
+            need.min(share.saturating_sub(draft.committed_by(waiting.tenant)))
+        } else {
+            need
+        }
+    }
 }
 
 fn place_share(shares: &Shares, tenant: u32, totals: Totals) -> u32 {
@@ -169,26 +228,4 @@ fn block_victim(draft: &Draft<'_>, shares: &Shares, tenant: u32, totals: Totals)
     });
     let (_, Reverse(other)) = over.max()?;
     draft.youngest(Some(other))
-}
-
-/// Blocks that are kept free for a sequence that waits for them, when another tenant would then have `blocks`.
-///
-/// As long as that is within the other's share only what is within the waiting one's is kept, so that a large request keeps
-/// nobody from what is theirs; but not for ever.
-fn reserved(
-    draft: &Draft<'_>,
-    shares: &Shares,
-    totals: Totals,
-    waiting: &Head,
-    tenant: u32,
-    blocks: u32,
-) -> u32 {
-    let need = draft.cost(waiting.sequence);
-    let patient = shares.served(tenant) <= shares.served(waiting.tenant).saturating_add(PATIENCE);
-    if patient && blocks <= shares.of(tenant, totals.blocks) {
-        let share = shares.of(waiting.tenant, totals.blocks);
-        need.min(share.saturating_sub(draft.committed_by(waiting.tenant)))
-    } else {
-        need
-    }
 }

@@ -266,7 +266,7 @@ impl<'a> Draft<'a> {
             sequence: id,
             start,
             end,
-            logits: sequence.has_job() && end == target,
+            logits: u32::from(sequence.has_job() && end == target),
         });
         Ok(end - start)
     }

@@ -8,8 +8,8 @@ pub(crate) struct Span {
     pub(crate) sequence: u64,
     pub(crate) start: u32,
     pub(crate) end: u32,
-    /// Whether the last row's logits are wanted. Speculation would want those of its draft rows, too.
-    pub(crate) logits: bool,
+    /// After how many of the rows, counted from the last one back, the logits are wanted.
+    pub(crate) logits: u32,
 }
 
 impl Span {

@@ -13,6 +13,7 @@ pub(crate) const ROW: u64 = 1 << 16;
 pub(crate) struct Shares {
     tenants: BTreeMap<u32, Share>,
     active: BTreeMap<u32, u64>, // tenants with work, and their weights
+    active_weight: u64,         // of them all
     level: u64,                 // where a tenant starts that comes when nobody is there
 }
 
@@ -34,6 +35,7 @@ impl Shares {
         tenant.weight = u64::from(owner.weight.max(1));
         tenant.kv_blocks_max = owner.kv_blocks_max;
         if let Some(weight) = self.active.get_mut(&owner.tenant) {
+            self.active_weight = self.active_weight - *weight + tenant.weight;
             *weight = tenant.weight;
         }
     }
@@ -49,28 +51,27 @@ impl Shares {
         if let Some(share) = self.tenants.get_mut(&tenant) {
             share.served = share.served.max(level);
             self.active.insert(tenant, share.weight);
+            self.active_weight += share.weight;
         }
     }
 
     /// A tenant has no more work.
     pub(crate) fn deactivate(&mut self, tenant: u32) {
-        if self.active.remove(&tenant).is_some() {
+        if let Some(weight) = self.active.remove(&tenant) {
+            self.active_weight -= weight;
             self.level = self.level.max(self.served(tenant));
         }
     }
 
-    /// Makes exactly `tenants` those with work.
-    pub(crate) fn set_active(&mut self, tenants: impl Iterator<Item = u32> + Clone) {
-        let left: Vec<u32> = {
-            let now: std::collections::BTreeSet<u32> = tenants.clone().collect();
-            let left = self.active.keys().copied();
-            left.filter(|tenant| !now.contains(tenant)).collect()
-        };
+    /// Tenants have come or gone, as is said of each: whether it has work now.
+    pub(crate) fn change(&mut self, tenants: &[(u32, bool)]) {
         // Who comes meets those who stay; only when nobody does, the level of who left.
-        for tenant in left {
+        for &(tenant, _) in tenants.iter().filter(|(_, works)| !works) {
             self.deactivate(tenant);
         }
-        tenants.for_each(|tenant| self.activate(tenant));
+        for &(tenant, _) in tenants.iter().filter(|(_, works)| *works) {
+            self.activate(tenant);
+        }
     }
 
     pub(crate) fn charge(&mut self, tenant: u32, rows: u32) {
@@ -103,9 +104,8 @@ impl Shares {
 
     /// What of `total` a tenant's weight gives it among those with work, rounded down.
     pub(crate) fn of(&self, tenant: u32, total: u32) -> u32 {
-        let all: u64 = self.active.values().sum();
         let own = self.active.get(&tenant).copied().unwrap_or(0);
-        let share = (u64::from(total) * own).checked_div(all);
+        let share = (u64::from(total) * own).checked_div(self.active_weight);
         share.map_or(total, |share| share as u32)
     }
 }
@@ -142,24 +142,24 @@ mod tests {
     #[test]
     fn time_away_is_not_saved_up() {
         let mut shares = shares(&[1, 2]);
-        shares.set_active([1].into_iter());
+        shares.change(&[(1, true)]);
         shares.charge(1, 100);
-        shares.set_active([1, 2].into_iter());
+        shares.change(&[(2, true)]);
         assert_eq!(shares.served(2), shares.served(1));
     }
 
     #[test]
     fn who_comes_when_nobody_is_there_starts_where_the_last_one_was() {
         let mut shares = shares(&[1, 2, 3]);
-        shares.set_active([1].into_iter());
+        shares.change(&[(1, true)]);
         shares.charge(1, 1_000_000);
-        shares.set_active([].into_iter());
-        shares.set_active([2].into_iter());
+        shares.change(&[(1, false)]);
+        shares.change(&[(2, true)]);
         assert_eq!(shares.served(2), shares.served(1), "not at 0");
         shares.charge(2, 50);
-        shares.set_active([1, 2].into_iter());
+        shares.change(&[(1, true)]);
         assert_eq!(shares.served(1), shares.served(2), "nor at its old place");
-        shares.set_active([3].into_iter());
+        shares.change(&[(3, true), (2, false), (1, false)]);
         assert_eq!(shares.served(3), shares.served(1));
     }
 
@@ -167,9 +167,11 @@ mod tests {
     fn a_share_is_the_part_of_the_weights_that_are_there() {
         let mut shares = shares(&[1, 2]);
         shares.know(&owner(3, 2));
-        shares.set_active([1, 3].into_iter());
+        shares.change(&[(1, true), (3, true)]);
         assert_eq!((shares.of(1, 64), shares.of(3, 64)), (21, 42));
-        shares.set_active([1].into_iter());
+        shares.know(&owner(3, 3));
+        assert_eq!((shares.of(1, 64), shares.of(3, 64)), (16, 48));
+        shares.change(&[(3, false)]);
         assert_eq!(shares.of(1, 64), 64);
     }
 }

@@ -393,3 +393,56 @@ fn a_busy_sequence_takes_from_the_idle_ones_what_it_needs_and_from_the_least_use
         "the 7 that were used the longest ago"
     );
 }
+
+/// Lookups of sequences in each of some decoding steps, beside `idle` sequences that hold tokens.
+fn visits_of_steps(idle: u32, kv_blocks: u32) -> Vec<u64> {
+    let config = EngineConfig {
+        queue_max: 1 << 20,
+        tenant_sequences_max: 1 << 20,
+        unread_tokens_max: 1 << 20,
+        ..EngineConfig::default()
+    };
+    let scripted = Scripted {
+        kv_blocks,
+        ..Scripted::default()
+    };
+    let mut engine = Stepped::new(scripted, config);
+    let owner = |number| Owner {
+        kv_blocks_max: u32::MAX,
+        ..tenant(number)
+    };
+    let _idle: Vec<Sequence> = (0..idle)
+        .map(|i| sequence_of(&engine, owner(i % 250), &[1, 2]))
+        .collect();
+    engine.steps(1 + idle as usize / 64);
+    assert!(!engine.engine.has_work());
+    let jobs: Vec<(Sequence, Run)> = (0..64)
+        .map(|i| {
+            let sequence = sequence_of(&engine, owner(i), &[i, 1, 2]);
+            let run = engine.start(&sequence, endless());
+            (sequence, run)
+        })
+        .collect();
+    engine.steps(5);
+    assert_eq!(engine.client.stats().batch_rows_last, 64);
+    let visits = (0..100).map(|_| {
+        let before = engine.engine.batch.visits();
+        engine.steps(1);
+        engine.engine.batch.visits() - before
+    });
+    let visits = visits.collect();
+    drop(jobs);
+    visits
+}
+
+#[test]
+fn a_step_does_not_look_at_the_sequences_that_are_idle() {
+    let few = visits_of_steps(0, 32 * 1024);
+    assert!(few.iter().all(|&visits| visits >= 64), "{few:?}");
+    assert_eq!(visits_of_steps(16_000, 32 * 1024), few);
+    // Where the idle ones hold all blocks a step visits those that it takes blocks from.
+    let short = visits_of_steps(16_000, 8 * 1024);
+    let most = few.iter().max().unwrap() + 64 * 8;
+    assert!(short.iter().all(|&visits| visits <= most), "{short:?}");
+    assert!(short.iter().sum::<u64>() > few.iter().sum::<u64>());
+}

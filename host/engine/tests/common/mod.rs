@@ -15,7 +15,7 @@ use std::thread::Thread;
 
 use realm_engine::model::{ModelOptions, load_on};
 use realm_engine::text::TextModel;
-use realm_engine::{BatchRow, Executor, Gguf, ModelFacts, StepBatch};
+use realm_engine::{Executor, Gguf, ModelFacts, SequenceRows, StepBatch};
 use realm_kernels::Cpu;
 
 /// One sequence of a batch: a table of blocks, some tokens and where they start.
@@ -60,24 +60,20 @@ impl Model {
 
     /// Runs the pieces as one step and returns the logits of every row.
     pub(crate) fn step(&mut self, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
-        let tables: Vec<&[u32]> = pieces.iter().map(|piece| piece.table).collect();
-        let mut rows = Vec::new();
-        for (table, piece) in pieces.iter().enumerate() {
-            for (offset, token) in piece.tokens.iter().enumerate() {
-                rows.push(BatchRow {
-                    token: *token,
-                    position: piece.start + offset as u32,
-                    table: table as u32,
-                    logits: true,
-                    adapter: None,
-                });
-            }
+        let mut batch = StepBatch::default();
+        for piece in pieces {
+            let rows = SequenceRows {
+                blocks: piece.table,
+                start: piece.start,
+                logits: piece.tokens.len() as u32,
+                adapter: None,
+            };
+            let tokens = piece.tokens.iter().copied();
+            batch
+                .push(rows, tokens)
+                .expect("a block for every position");
         }
         let mut logits = Vec::new();
-        let batch = StepBatch {
-            rows: &rows,
-            tables: &tables,
-        };
         self.executor
             .forward(&batch, &mut logits)
             .expect("the batch fits");

@@ -7,7 +7,9 @@ mod table;
 use super::client::line;
 use crate::config::{Activations, KvType};
 use anyhow::{Context, Result};
-use realm_engine::bench::{Bench as Model, Ceilings, Profile, Rate, Unit, Work, Workload};
+use realm_engine::bench::{
+    Bench as Model, Ceilings, Overhead, Profile, Rate, Unit, Work, Workload,
+};
 use realm_engine::{Gguf, ModelOptions};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -59,6 +61,9 @@ pub(super) struct Bench {
     /// Also break steps down by operation, next to what this machine can reach at best
     #[arg(long)]
     ops: bool,
+    /// Also measure what a step costs beside the model: 64 sequences decode while 16,000 are idle
+    #[arg(long)]
+    overhead: bool,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -97,6 +102,23 @@ struct Report {
     ceilings: Option<Limits>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     steps: Vec<Step>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<Beside>,
+}
+
+/// Where the time of a decoding step goes; medians.
+#[derive(Serialize)]
+struct Beside {
+    rows: u32,
+    idle_sequences: u32,
+    tenants: u32,
+    steps: u32,
+    step_ms: f64,
+    forward_ms: f64,
+    sampling_ms: f64,
+    rest_ms: f64,
+    sampling_share: f64, // of the forward pass
+    rest_share: f64,     // of the forward pass
 }
 
 #[derive(Serialize)]
@@ -189,6 +211,9 @@ fn measure(bench: &Bench) -> Result<Report> {
     for work in batched.chain(ops.iter().copied()) {
         model.check(&load, work)?;
     }
+    if bench.overhead {
+        model.check_overhead(&load)?;
+    }
     let prefill = model.rate(&load, Work::Prefill)?;
     let decode = model.rate(&load, Work::Decode { rows: 1 })?;
     let mut batched = Vec::new();
@@ -208,19 +233,23 @@ fn measure(bench: &Bench) -> Result<Report> {
             steps.push(Step::new(work_name(&load, work), &profile, ceilings));
         }
     }
-    let facts = model.facts();
+    let (facts, threads) = (model.facts().clone(), model.threads());
+    let overhead = match bench.overhead {
+        true => Some(model.overhead(&load)?.into()),
+        false => None,
+    };
     Ok(Report {
         engine: "realm",
         version: env!("CARGO_PKG_VERSION"),
         file: path.to_string(),
-        model: facts.name.clone(),
-        architecture: facts.architecture.clone(),
+        model: facts.name,
+        architecture: facts.architecture,
         parameters: facts.parameters,
         file_bytes: facts.file_bytes,
         weight_bytes,
         kv_bytes: facts.kv_bytes,
-        isa: facts.isa.clone(),
-        threads: model.threads(),
+        isa: facts.isa,
+        threads,
         activations: bench.activations,
         kv_type: bench.kv_type,
         reps: bench.reps,
@@ -236,6 +265,7 @@ fn measure(bench: &Bench) -> Result<Report> {
         peak_memory_bytes,
         ceilings: ceilings.map(Limits::from),
         steps,
+        overhead,
     })
 }
 
@@ -274,6 +304,23 @@ impl From<Rate> for Decode {
             decode_tok_s: rate.median,
             decode_tok_s_min: rate.min,
             decode_tok_s_max: rate.max,
+        }
+    }
+}
+
+impl From<Overhead> for Beside {
+    fn from(overhead: Overhead) -> Beside {
+        Beside {
+            rows: overhead.rows,
+            idle_sequences: overhead.idle_sequences,
+            tenants: overhead.tenants,
+            steps: overhead.steps,
+            step_ms: overhead.step_s * 1e3,
+            forward_ms: overhead.forward_s * 1e3,
+            sampling_ms: overhead.sampling_s * 1e3,
+            rest_ms: overhead.rest_s * 1e3,
+            sampling_share: overhead.sampling_s / overhead.forward_s,
+            rest_share: overhead.rest_s / overhead.forward_s,
         }
     }
 }

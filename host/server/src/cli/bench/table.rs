@@ -1,6 +1,6 @@
 //! The report for people.
 
-use super::{Decode, Report, Step};
+use super::{Beside, Decode, Report, Step};
 use crate::cli::client::line;
 use anyhow::Result;
 
@@ -32,6 +32,10 @@ pub(super) fn print(report: &Report) -> Result<()> {
     }
     line("")?;
     rates(report)?;
+    if let Some(overhead) = &report.overhead {
+        line("")?;
+        beside(overhead)?;
+    }
     for step in &report.steps {
         line("")?;
         operations(step)?;
@@ -76,6 +80,22 @@ fn rates(report: &Report) -> Result<()> {
         .batched
         .iter()
         .try_for_each(|batched| decode(batched.rows, &batched.decode))
+}
+
+fn beside(overhead: &Beside) -> Result<()> {
+    line(&format!(
+        "{} sequences decode while {} of {} tenants are idle; medians of {} steps of {:.3} ms:",
+        overhead.rows, overhead.idle_sequences, overhead.tenants, overhead.steps, overhead.step_ms
+    ))?;
+    let row = |what: &str, ms: f64, share: f64| {
+        line(&format!(
+            "  {what:<22}{ms:>10.3} ms{:>9.2} %",
+            100.0 * share
+        ))
+    };
+    row("forward", overhead.forward_ms, 1.0)?;
+    row("sampling", overhead.sampling_ms, overhead.sampling_share)?;
+    row("everything else", overhead.rest_ms, overhead.rest_share)
 }
 
 fn operations(step: &Step) -> Result<()> {
