@@ -23,11 +23,11 @@ pub enum SandboxError {
 /// Why an upload was refused: what is wrong, and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejected {
-    /// No component, or a broken one.
+    /// Not a component, or a broken one.
     #[error("not a valid component: {0}")]
     Malformed(String),
     /// A count or a size is over its limit.
-    #[error("{what} is {found}, {allowed} is allowed")]
+    #[error("{what} is {found}, at most {allowed} is allowed")]
     TooLarge {
         /// Which count or size.
         what: &'static str,
@@ -262,7 +262,9 @@ impl GuestError {
             GuestError::Quota { what, .. } => format!("the quota is used up: {what}"),
             GuestError::Overloaded { what, .. } => format!("the server is overloaded: {what}"),
             GuestError::ContextFull(room) => {
-                format!("the prompt does not fit the model's context: {room} more tokens would")
+                format!(
+                    "the prompt does not fit the model's context: there is room for {room} more tokens"
+                )
             }
             GuestError::Deadline => "out of time".to_owned(),
             GuestError::Cancelled => "cancelled".to_owned(),

@@ -2,8 +2,10 @@
 
 pub(crate) mod exchange;
 pub(crate) mod generation;
+mod json_size;
 mod log;
 pub(crate) mod model;
+pub(crate) mod prompt;
 pub(crate) mod sequence;
 
 use crate::GuestError;
