@@ -144,10 +144,9 @@ async fn completions_take_text_and_tokens_and_echo_them() {
     };
     assert_eq!(ask(Prompt::Text("say: ".into()), false).await, "abc");
     assert_eq!(ask(Prompt::Text("say: ".into()), true).await, "say: abc");
-    assert_eq!(
-        ask(Prompt::Tokens(vec![u32::from(b'a')]), false).await,
-        "bc"
-    );
+    let of_tokens = async |echo| ask(Prompt::Tokens(vec![u32::from(b'a')]), echo).await;
+    assert_eq!(of_tokens(false).await, "bc");
+    assert_eq!(of_tokens(true).await, "abc");
     let refused = request(
         RequestKind::Completion {
             prompt: Prompt::Tokens(vec![9_999]),

@@ -335,6 +335,15 @@ impl HostReply for State {
             .await
     }
 
+    async fn echo(&mut self, _: Resource<ReplyHandle>, choice: u32) -> Result<(), Failure> {
+        let (text, held) = self.prompt_text().await?;
+        // From here on the event pays.
+        drop(held);
+        self.exchange()?
+            .delta(choice, text, Vec::new(), Vec::new())
+            .await
+    }
+
     async fn emit(
         &mut self,
         _: Resource<ReplyHandle>,

@@ -33,6 +33,34 @@ impl State {
         let (tokens, held) = self.worker().run(bytes, work).await?;
         Ok((tokens?, held))
     }
+
+    /// The text of a completion's prompt, and what pays for it.
+    pub(crate) async fn prompt_text(&mut self) -> Result<(String, Held), Failure> {
+        let request = self.request()?;
+        let (kind, model) = (request.kind.clone(), request.model.clone());
+        let RequestKind::Completion { prompt, .. } = &*kind else {
+            return Err(Failure::invalid(
+                "only the prompt of a completion can be echoed",
+            ));
+        };
+        let tokens = match prompt {
+            Prompt::Text(text) => {
+                let held = self.memory.hold(text.len())?;
+                return Ok((text.clone(), held));
+            }
+            Prompt::Tokens(tokens) => tokens,
+        };
+        let client = self.client(&model)?;
+        if tokens.len() > client.facts().context_length as usize {
+            return Err(GuestError::ContextFull(client.facts().context_length).into());
+        }
+        // Broken characters become longer, and a text that grows is there twice for a moment.
+        let text = client.text().text_bytes_max(tokens.len()).saturating_mul(6);
+        let bytes = text.saturating_add(size_of_val(tokens.as_slice()));
+        let tokens = tokens.clone();
+        let work = move || client.text().decode_text(&tokens);
+        self.worker().run(bytes, work).await
+    }
 }
 
 /// The tokens of what a client asks. `kind` is held until they are made, whether anybody waits for them or not.
