@@ -48,7 +48,7 @@ pub enum Rejected {
     #[error("the component does not fit the world realm:tenant/workflow: {0}")]
     World(String),
     /// Compiling took too much memory or time.
-    #[error("compiling the component was given up: {0}")]
+    #[error("compiling the component takes too much: {0}")]
     TooCostly(String),
     /// The host's own trouble: trying again may help.
     #[error("the compiler could not be run")]
@@ -123,7 +123,7 @@ pub enum CallError {
         /// The limit.
         handles_max: u32,
     },
-    /// It sent too much in one call of the host.
+    /// It sent too much in one call to the host.
     ArgumentLimit {
         /// The limit.
         bytes_max: usize,
@@ -193,17 +193,17 @@ impl CallError {
                 format!("the workflow holds more handles than its limit of {handles_max}")
             }
             CallError::ArgumentLimit { bytes_max } => {
-                format!("the workflow sent more than {bytes_max} bytes in one call of the host")
+                format!("the workflow sent more than {bytes_max} bytes in one call to the host")
             }
             CallError::Guest(error) => error.public(),
             CallError::NoFunction { name, available } => {
                 format!(
-                    "the workflow exports no function {name:?}; it exports: {}",
+                    "the workflow has no function {name:?}; it has: {}",
                     available.join(", ")
                 )
             }
             CallError::BadDescription(what) => {
-                format!("the workflow describes itself wrongly: {what}")
+                format!("the workflow's description of itself is not valid: {what}")
             }
             CallError::NoReply => "the workflow returned without an answer".to_owned(),
             CallError::Busy { .. } => "every workflow instance is in use".to_owned(),

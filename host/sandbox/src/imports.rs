@@ -146,9 +146,10 @@ pub(crate) fn engine_reason(reason: StopReason) -> Result<engine::StopReason, Fa
         StopReason::ContextFull => engine::StopReason::ContextFull,
         StopReason::Cancelled => engine::StopReason::Cancelled,
         StopReason::ToolCall => {
-            return Err(
-                GuestError::Unsupported("ending an answer with tool-call".to_owned()).into(),
-            );
+            return Err(GuestError::Unsupported(
+                "an answer cannot be ended with tool-call".to_owned(),
+            )
+            .into());
         }
     })
 }

@@ -137,8 +137,9 @@ async fn serve(
                 .iter()
                 .map(|function| function.name.clone())
                 .collect();
+            // A client can ask for a name of any length.
             return Err(CallError::NoFunction {
-                name: name.clone(),
+                name: printable(name),
                 available,
             });
         }
@@ -357,6 +358,6 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
         &printable(&format!("failed host call: {text}")),
     );
     CallError::Trap {
-        public: "a call of the host was refused".to_owned(),
+        public: "a call to the host was refused".to_owned(),
     }
 }

@@ -4,7 +4,7 @@ use crate::blocking::Worker;
 use crate::cpu::CpuMeter;
 use crate::imports::exchange::Exchange;
 use crate::limits::Limiter;
-use crate::log::LogSink;
+use crate::log::{LogSink, printable};
 use crate::memory::{CallMemory, Held, NoMemory};
 use crate::{CallError, GuestError, Hooks, Tenant, wasi};
 use realm_engine::{Account, Client, EngineError};
@@ -119,11 +119,13 @@ impl State {
     pub(crate) fn client(&self, name: &str) -> Result<Client, GuestError> {
         if self.exchange.is_none() {
             return Err(GuestError::Denied(
-                "models cannot be used while describing".to_owned(),
+                "a workflow cannot use models while it describes itself".to_owned(),
             ));
         }
         self.tenant.models.by_name(name).cloned().ok_or_else(|| {
-            GuestError::Denied(format!("there is no model {name:?} for this tenant"))
+            // A component can ask for a name of any length.
+            let name = printable(name);
+            GuestError::Denied(format!("this tenant has no model named {name:?}"))
         })
     }
 

@@ -122,7 +122,7 @@ impl HostSequence for State {
         let length = sequence.length().await;
         if start > end || end > length {
             return Err(Failure::invalid(format!(
-                "{start}..{end} does not lie in a sequence of {length} tokens"
+                "the positions {start}..{end} are not within the sequence, which has {length} tokens"
             )));
         }
         self.handed_over.resize(token_bytes(end - start))?;
