@@ -189,7 +189,7 @@ async def stream(port, path, body, key=None, pieces_max=None):
     answer = Answer()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
-        content = json.dumps(body).encode()
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close\r\n"
         writer.write((head + (f"authorization: Bearer {key}\r\n" if key else "") + "\r\n").encode() + content)
         # An answer may come before the whole body was taken, and close the connection.

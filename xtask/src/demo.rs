@@ -67,8 +67,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
             .with_context(|| format!("no model at {}", path.display()))?,
         None => models::fetch(&models::DEFAULT)?,
     };
-    eprintln!("building (the first build takes some minutes)");
-    crate::build()?;
+    eprintln!("building Realm (the first time takes some minutes; cargo shows how far it is)");
+    crate::build(&["--package", "realm"])?;
     let mut server = start(&options, model)?;
     deploy(&server.ready)?;
     match options.once {

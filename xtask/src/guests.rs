@@ -1,7 +1,8 @@
 //! Builds the ready-made components and the test guests, and keeps `tenants/prebuilt` honest.
 //!
-//! Components are core modules for `wasm32-unknown-unknown` with the contract's types in a custom section, encoded
-//! here; they import no WASI. Builds name no local path, so the same sources and compiler give the same bytes anywhere.
+//! Components are core modules for `wasm32-unknown-unknown` with the contract's types in a custom section, encoded by
+//! `componentize`; they import no WASI. Builds name no local path, so the same sources and compiler give the same bytes
+//! anywhere.
 
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
@@ -85,13 +86,13 @@ pub(crate) fn build_all(options: &Options) -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let toolchain = Toolchain::find()?;
 
+    // Each with the component to make of it.
+    let mut modules = Vec::new();
     for ready in &READY {
         toolchain.build(PLAIN, &["--package", ready.package, "--lib"])?;
         let file = format!("{}.wasm", ready.package.replace('-', "_"));
-        encode(
-            &out.join(PLAIN).join("guest").join(file),
-            &out.join(format!("{}.wasm", ready.name)),
-        )?;
+        modules.push(out.join(PLAIN).join("guest").join(file));
+        modules.push(out.join(format!("{}.wasm", ready.name)));
     }
 
     let guests = guest_names()?;
@@ -101,13 +102,22 @@ pub(crate) fn build_all(options: &Options) -> Result<()> {
     }
     toolchain.build(PLAIN, &arguments)?;
     for guest in guests.iter().filter(|guest| *guest != WASI_GUEST) {
-        let module = out
-            .join(PLAIN)
-            .join("guest")
-            .join("examples")
-            .join(format!("{guest}.wasm"));
-        encode(&module, &out.join(format!("{guest}.wasm")))?;
+        let file = Path::new("examples").join(format!("{guest}.wasm"));
+        modules.push(out.join(PLAIN).join("guest").join(file));
+        modules.push(out.join(format!("{guest}.wasm")));
     }
+    crate::run(
+        crate::cargo()
+            .args([
+                "run",
+                "--release",
+                "--quiet",
+                "--package",
+                "componentize",
+                "--",
+            ])
+            .args(&modules),
+    )?;
     if toolchain.has_target(WASI) {
         toolchain.build(WASI, &["--package", GUESTS, "--example", WASI_GUEST])?;
         let component = out
@@ -256,16 +266,6 @@ fn locked(lock: &str, package: &str, dependency: &str) -> Result<String> {
         .split_once("version = \"")
         .context("a package without a version in Cargo.lock")?;
     Ok(rest.split('"').next().unwrap_or_default().to_owned())
-}
-
-/// Makes a component of a core module.
-fn encode(module: &Path, component: &Path) -> Result<()> {
-    let bytes = wit_component::ComponentEncoder::default()
-        .validate(true)
-        .module(&read(module)?)
-        .and_then(|encoder| encoder.encode())
-        .with_context(|| format!("cannot make a component of {}", module.display()))?;
-    fs::write(component, bytes).with_context(|| format!("cannot write {}", component.display()))
 }
 
 /// The compiler guests are built with.

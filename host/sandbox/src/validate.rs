@@ -288,7 +288,7 @@ fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Rejected> {
     let range = body.range();
     at_most(
         "the size of a function in bytes",
-        range.end - range.start,
+        range.len() as u64,
         BODY_BYTES_MAX,
     )?;
     let mut locals = 0;

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod auth;
+mod background;
 pub mod cli;
 pub mod config;
 pub mod connections;

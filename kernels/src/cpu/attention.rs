@@ -261,14 +261,14 @@ impl Item<'_> {
         for tile in tiles(queries.range.len(), S::TILE_ROWS) {
             let first = queries.range.start + tile.start;
             of_rows!(tile.len(), |N| {
-                Tile::<N> {
+                s.call(Tile::<B, N> {
+                    chunk,
                     visible: from_fn(|i| within(&self.span(queries, first + i), chunk.start)),
                     softcap: self.shape.softcap,
                     q: &self.scratch.q[tile.start * dim..tile.end * dim],
                     softmax: &mut self.scratch.softmax[tile.clone()],
                     sums: &mut self.scratch.sums[tile.start * dim..tile.end * dim],
-                }
-                .step(s, chunk)
+                })
             });
         }
     }

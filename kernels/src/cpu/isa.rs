@@ -1,7 +1,7 @@
 //! Which instruction sets this machine has, and how a kernel gets compiled for each of them.
 //!
-//! A kernel is a struct of its arguments with one generic `run`; [`Isa::run`] is the only place where a feature-compiled
-//! function is called, and the token inside the `Isa` is the proof that it may be.
+//! A kernel is a struct of its arguments with one generic `run`; [`Simd::call`] is the only place where a feature-compiled
+//! function is called, and the token it is called on is the proof that it may be.
 
 use super::simd::Simd;
 #[cfg(target_arch = "aarch64")]
@@ -73,16 +73,13 @@ impl Isa {
     /// Runs the kernel with this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
-            Token::Scalar(token) => kernel.run(token),
+            Token::Scalar(token) => token.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the token proves that the machine has the features the function is compiled with.
-            Token::Avx2(token) => unsafe { run_avx2(token, kernel) },
+            Token::Avx2(token) => token.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Token::Avx512(token) => unsafe { run_avx512(token, kernel) },
+            Token::Avx512(token) => token.call(kernel),
             #[cfg(target_arch = "aarch64")]
-            // SAFETY: as above.
-            Token::Neon(token) => unsafe { run_neon(token, kernel) },
+            Token::Neon(token) => token.call(kernel),
         }
     }
 }
@@ -91,22 +88,4 @@ impl Isa {
 pub(crate) trait Kernel {
     type Out;
     fn run<S: Simd>(self, s: S) -> Self::Out;
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
-    kernel.run(token)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn run_avx512<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
-    kernel.run(token)
-}
-
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon,dotprod")]
-fn run_neon<K: Kernel>(token: Neon, kernel: K) -> K::Out {
-    kernel.run(token)
 }

@@ -230,32 +230,51 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool> Kernel
         for start in self.panels.clone().step_by(block) {
             let panels = start..self.panels.end.min(start + block);
             for tile in self.x.tiles() {
-                of_rows!(tile.len(), |N| self.tile::<S, N>(s, panels.clone(), &tile));
+                of_rows!(tile.len(), |N| s.call(
+                    QuantTile::<BITS, SCALES, TABLE, N> {
+                        of: &self,
+                        panels: panels.clone(),
+                        tile,
+                    }
+                ));
             }
         }
     }
 }
 
-impl<const BITS: u32, const SCALES: u8, const TABLE: bool> QuantPanels<'_, BITS, SCALES, TABLE> {
-    /// Some panels times a tile. The terms of a row are parts of it like others, so that weights are unpacked once for all
-    /// of them.
+/// Some panels times a tile of `N` rows.
+struct QuantTile<'a, const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize> {
+    of: &'a QuantPanels<'a, BITS, SCALES, TABLE>,
+    panels: Range<usize>,
+    tile: Range<usize>,
+}
+
+impl<const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize> Kernel
+    for QuantTile<'_, BITS, SCALES, TABLE, N>
+{
+    type Out = ();
+
+    /// The terms of a row are parts of the tile like others, so that weights are unpacked once for all of them.
     #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&self, s: S, panels: Range<usize>, tile: &Range<usize>) {
-        let terms = self.x.terms();
-        let x = self.x.tile::<N>(tile);
-        for panel in panels {
-            let bytes = self.w.panel(panel);
+    fn run<S: Simd>(self, s: S) {
+        let QuantPanels {
+            w, layout, x, sink, ..
+        } = *self.of;
+        let terms = x.terms();
+        let x = x.tile::<N>(&self.tile);
+        for panel in self.panels {
+            let bytes = w.panel(panel);
             for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                let y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, self.layout, bytes, lane, x);
+                let y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, layout, bytes, lane, x);
                 let column = panel * PANEL_ROWS + lane;
                 if terms == 1 {
-                    put(s, self.sink, tile.start, column, &y);
+                    put(s, sink, self.tile.start, column, &y);
                     continue;
                 }
                 // Tiles hold an even number of parts, and no row has more than two terms.
                 for (pair, y) in y.as_chunks::<TERMS_MAX>().0.iter().enumerate() {
-                    let row = tile.start / TERMS_MAX + pair;
-                    put(s, self.sink, row, column, &[s.add(y[0], y[1])]);
+                    let row = self.tile.start / TERMS_MAX + pair;
+                    put(s, sink, row, column, &[s.add(y[0], y[1])]);
                 }
             }
         }
@@ -659,42 +678,79 @@ fn float_tile<S: Simd, E: Element, const N: usize>(
 /// Writes the finished elements of a tile: columns `column..column + LANES`, as far as the output is wide.
 #[inline(always)]
 fn put<S: Simd, const N: usize>(s: S, sink: Sink<'_>, row: usize, column: usize, y: &[S::F; N]) {
-    let count = S::LANES.min(sink.width.saturating_sub(column));
+    if column + S::LANES > sink.width || matches!(sink.write, Write::Gate(..)) {
+        let mut lanes = [[0f32; PANEL_ROWS]; N];
+        for (lanes, &y) in lanes.iter_mut().zip(y) {
+            // SAFETY: 16 long, at least `LANES`.
+            unsafe { s.store(y, lanes.as_mut_ptr()) };
+        }
+        return s.call(PutCombined {
+            sink,
+            row,
+            column,
+            y: &lanes,
+        });
+    }
     for (i, &y) in y.iter().enumerate() {
         let start = (row + i) * sink.width + column;
-        let mut lanes = [0f32; PANEL_ROWS];
-        if count < S::LANES {
-            // A short last panel: combine in a buffer.
-            if count == 0 {
-                return;
-            }
+        // SAFETY: the columns belong to this task (`Cpu::panels`).
+        let out = unsafe { sink.out.part(start..start + S::LANES) };
+        // SAFETY: `LANES` long.
+        unsafe {
+            let y = match sink.write {
+                Write::Add => s.add(s.load(out.as_ptr()), y),
+                _ => y,
+            };
+            s.store(y, out.as_mut_ptr());
+        }
+    }
+}
+
+/// [`put`] of what is not a whole vector, and through a gate: too long to stand in every tile.
+struct PutCombined<'a> {
+    sink: Sink<'a>,
+    row: usize,
+    column: usize,
+    /// The first `LANES` of each row count.
+    y: &'a [[f32; PANEL_ROWS]],
+}
+
+impl Kernel for PutCombined<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let sink = self.sink;
+        let count = S::LANES.min(sink.width.saturating_sub(self.column));
+        if count == 0 {
+            return;
+        }
+        for (i, y) in self.y.iter().enumerate() {
+            let start = (self.row + i) * sink.width + self.column;
             // SAFETY: the columns belong to this task (`Cpu::panels`).
             let out = unsafe { sink.out.part(start..start + count) };
-            lanes[..count].copy_from_slice(out);
-            let mut gates = [0f32; PANEL_ROWS];
-            if let Write::Gate(_, gate) = sink.write {
+            let gate: &[f32] = match sink.write {
                 // SAFETY: as above.
-                gates[..count].copy_from_slice(unsafe { gate.part(start..start + count) });
+                Write::Gate(_, gate) => unsafe { gate.part(start..start + count) },
+                _ => &[],
+            };
+            if count == S::LANES {
+                // SAFETY: all are `LANES` long; a gate is read only where there is one.
+                unsafe {
+                    let y = combine(s, sink.write, y.as_ptr(), out.as_ptr(), gate.as_ptr());
+                    s.store(y, out.as_mut_ptr());
+                }
+                continue;
             }
-            // SAFETY: both buffers are 16 long, at least `LANES`.
+            let (mut lanes, mut gates) = ([0f32; PANEL_ROWS], [0f32; PANEL_ROWS]);
+            lanes[..count].copy_from_slice(out);
+            gates[..gate.len()].copy_from_slice(gate);
+            // SAFETY: all buffers are 16 long, at least `LANES`.
             unsafe {
-                let y = combine(s, sink.write, y, lanes.as_ptr(), gates.as_ptr());
+                let y = combine(s, sink.write, y.as_ptr(), lanes.as_ptr(), gates.as_ptr());
                 s.store(y, lanes.as_mut_ptr());
             }
             out.copy_from_slice(&lanes[..count]);
-            continue;
-        }
-        // SAFETY: the columns belong to this task (`Cpu::panels`).
-        let out = unsafe { sink.out.part(start..start + S::LANES) };
-        let gate = match sink.write {
-            // SAFETY: as above.
-            Write::Gate(_, gate) => unsafe { gate.part(start..start + S::LANES) }.as_ptr(),
-            _ => lanes.as_ptr(),
-        };
-        // SAFETY: all parts are `LANES` long.
-        unsafe {
-            let y = combine(s, sink.write, y, out.as_ptr(), gate);
-            s.store(y, out.as_mut_ptr());
         }
     }
 }
@@ -702,23 +758,22 @@ fn put<S: Simd, const N: usize>(s: S, sink: Sink<'_>, row: usize, column: usize,
 /// The value to store for a finished vector.
 ///
 /// # Safety
-/// `LANES` f32 are readable at `out` and `gate`.
+/// `LANES` f32 are readable at `y`, at `out`, and at `gate` where the write has one.
 #[inline(always)]
 unsafe fn combine<S: Simd>(
     s: S,
     write: Write<'_>,
-    y: S::F,
+    y: *const f32,
     out: *const f32,
     gate: *const f32,
 ) -> S::F {
-    match write {
-        Write::Store => y,
-        // SAFETY: the caller's promise.
-        Write::Add => s.add(unsafe { s.load(out) }, y),
-        // SAFETY: the caller's promise.
-        Write::Gate(act, _) => s.mul(
-            super::gated_act::activate(s, act, unsafe { s.load(gate) }),
-            y,
-        ),
+    // SAFETY: the caller's promise.
+    unsafe {
+        let y = s.load(y);
+        match write {
+            Write::Store => y,
+            Write::Add => s.add(s.load(out), y),
+            Write::Gate(act, _) => s.mul(super::gated_act::activate(s, act, s.load(gate)), y),
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! charged until the client has taken them.
 
 use super::json;
+use crate::background;
 use crate::error::{ApiError, ApiResult};
 use crate::state::{App, RECEIVING_BYTES_MAX, TenantEntry};
 use axum::body::{Body, Bytes};
@@ -123,7 +124,7 @@ impl TenantBody {
             (parse(&bytes), charge)
         };
         let (parsed, mut charge) = if is_large {
-            let parsed = tokio::task::spawn_blocking(parse).await;
+            let parsed = background::run(parse).await;
             parsed.map_err(|error| ApiError::internal(&error))?
         } else {
             parse()

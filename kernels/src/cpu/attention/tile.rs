@@ -2,13 +2,15 @@
 
 use super::block::{Block, Chunk};
 use super::{CHUNK_TOKENS, Softmax};
+use crate::cpu::isa::Kernel;
 use crate::cpu::simd::Simd;
 use crate::shapes::BLOCK_TOKENS;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// `N` queries before a chunk.
-pub(super) struct Tile<'a, const N: usize> {
+/// `N` queries before a chunk, which it takes into their softmax and their sums.
+pub(super) struct Tile<'a, B, const N: usize> {
+    pub(super) chunk: &'a Chunk<B>,
     /// `[head_dim, N]`, so that a product with keys is a score as a power of two, or with `softcap` a share of that.
     pub(super) q: &'a [f32],
     pub(super) softmax: &'a mut [Softmax],
@@ -26,10 +28,11 @@ const LANES_MAX: usize = 16;
 /// Scores of a chunk, then its weights.
 type Weights<const N: usize> = [[f32; CHUNK_TOKENS]; N];
 
-impl<const N: usize> Tile<'_, N> {
-    /// Takes the chunk into the softmax and the sums.
+impl<B: Block, const N: usize> Kernel for Tile<'_, B, N> {
+    type Out = ();
+
     #[inline(always)]
-    pub(super) fn step<S: Simd, B: Block>(&mut self, s: S, chunk: &Chunk<B>) {
+    fn run<S: Simd>(mut self, s: S) {
         let seen = self.visible.iter().filter(|visible| !visible.is_empty());
         let Some(seen) = seen
             .cloned()
@@ -39,7 +42,7 @@ impl<const N: usize> Tile<'_, N> {
         };
         let dim = self.q.len() / N;
         let blocks = seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS);
-        for block in &chunk.blocks[blocks.clone()] {
+        for block in &self.chunk.blocks[blocks.clone()] {
             assert!(block.has(dim), "a block that is seen is there");
         }
         assert!(
@@ -49,12 +52,14 @@ impl<const N: usize> Tile<'_, N> {
         let mut weights = [[0f32; CHUNK_TOKENS]; N];
         let tokens = blocks.start * BLOCK_TOKENS..blocks.end * BLOCK_TOKENS;
         // SAFETY: the blocks of `tokens` were looked at above.
-        unsafe { self.scores(s, chunk, tokens.clone(), &mut weights) };
+        unsafe { self.scores(s, tokens.clone(), &mut weights) };
         let keep = self.weigh(s, tokens, &mut weights);
         // SAFETY: the blocks of `seen` were looked at above.
-        unsafe { self.accumulate(s, chunk, &seen, &weights, &keep) };
+        unsafe { self.accumulate(s, &seen, &weights, &keep) };
     }
+}
 
+impl<B: Block, const N: usize> Tile<'_, B, N> {
     /// Whether the registers hold four vectors of sums for each query, so that enough additions are under way.
     #[inline(always)]
     fn has_room_for_four<S: Simd>() -> bool {
@@ -66,28 +71,22 @@ impl<const N: usize> Tile<'_, N> {
     /// # Safety
     /// The chunk has the blocks of `tokens`, and queries and sums are of one width.
     #[inline(always)]
-    unsafe fn scores<S: Simd, B: Block>(
-        &self,
-        s: S,
-        chunk: &Chunk<B>,
-        tokens: Range<usize>,
-        out: &mut Weights<N>,
-    ) {
+    unsafe fn scores<S: Simd>(&self, s: S, tokens: Range<usize>, out: &mut Weights<N>) {
         let mut token = tokens.start;
         // SAFETY: the caller's promise; `token` stays inside `tokens`.
         unsafe {
             if Self::has_room_for_four::<S>() {
                 while token + 4 * S::LANES <= tokens.end {
-                    self.scores_of::<S, B, 4>(s, chunk, token, out);
+                    self.scores_of::<S, 4>(s, token, out);
                     token += 4 * S::LANES;
                 }
             }
             while token + 2 * S::LANES <= tokens.end {
-                self.scores_of::<S, B, 2>(s, chunk, token, out);
+                self.scores_of::<S, 2>(s, token, out);
                 token += 2 * S::LANES;
             }
             while token < tokens.end {
-                self.scores_of::<S, B, 1>(s, chunk, token, out);
+                self.scores_of::<S, 1>(s, token, out);
                 token += S::LANES;
             }
         }
@@ -98,17 +97,11 @@ impl<const N: usize> Tile<'_, N> {
     /// # Safety
     /// As [`scores`](Tile::scores), for these tokens.
     #[inline(always)]
-    unsafe fn scores_of<S: Simd, B: Block, const W: usize>(
-        &self,
-        s: S,
-        chunk: &Chunk<B>,
-        token: usize,
-        out: &mut Weights<N>,
-    ) {
+    unsafe fn scores_of<S: Simd, const W: usize>(&self, s: S, token: usize, out: &mut Weights<N>) {
         // Loops and not closures: those would not always be inlined, and lose the instruction set.
         let mut blocks = [B::default(); W];
         for (w, block) in blocks.iter_mut().enumerate() {
-            *block = chunk.blocks[(token + w * S::LANES) / BLOCK_TOKENS];
+            *block = self.chunk.blocks[(token + w * S::LANES) / BLOCK_TOKENS];
         }
         let mut dots = [[s.splat(0.0); W]; N];
         for d in 0..self.q.len() / N {
@@ -207,10 +200,9 @@ impl<const N: usize> Tile<'_, N> {
     /// # Safety
     /// The chunk has the blocks of `seen`, and queries and sums are of one width.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, B: Block>(
+    unsafe fn accumulate<S: Simd>(
         &mut self,
         s: S,
-        chunk: &Chunk<B>,
         seen: &Range<usize>,
         weights: &Weights<N>,
         keep: &[f32; LANES_MAX],
@@ -221,16 +213,16 @@ impl<const N: usize> Tile<'_, N> {
         unsafe {
             if Self::has_room_for_four::<S>() {
                 while d + 4 * S::LANES <= dim {
-                    self.accumulate_of::<S, B, 4>(s, chunk, seen, weights, keep, d);
+                    self.accumulate_of::<S, 4>(s, seen, weights, keep, d);
                     d += 4 * S::LANES;
                 }
             }
             while d + 2 * S::LANES <= dim {
-                self.accumulate_of::<S, B, 2>(s, chunk, seen, weights, keep, d);
+                self.accumulate_of::<S, 2>(s, seen, weights, keep, d);
                 d += 2 * S::LANES;
             }
             while d + S::LANES <= dim {
-                self.accumulate_of::<S, B, 1>(s, chunk, seen, weights, keep, d);
+                self.accumulate_of::<S, 1>(s, seen, weights, keep, d);
                 d += S::LANES;
             }
         }
@@ -239,7 +231,7 @@ impl<const N: usize> Tile<'_, N> {
                 let sum = &mut self.sums[i * dim + d];
                 *sum *= keep[i];
                 for token in seen.clone() {
-                    let block = &chunk.blocks[token / BLOCK_TOKENS];
+                    let block = &self.chunk.blocks[token / BLOCK_TOKENS];
                     let value = block.value(dim, token % BLOCK_TOKENS, d);
                     *sum += value * weights[i][token];
                 }
@@ -252,10 +244,9 @@ impl<const N: usize> Tile<'_, N> {
     /// # Safety
     /// As [`accumulate`](Tile::accumulate); `d + W * LANES` is within the width.
     #[inline(always)]
-    unsafe fn accumulate_of<S: Simd, B: Block, const W: usize>(
+    unsafe fn accumulate_of<S: Simd, const W: usize>(
         &mut self,
         s: S,
-        chunk: &Chunk<B>,
         seen: &Range<usize>,
         weights: &Weights<N>,
         keep: &[f32; LANES_MAX],
@@ -271,7 +262,7 @@ impl<const N: usize> Tile<'_, N> {
             }
         }
         for index in seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS) {
-            let (block, start) = (chunk.blocks[index], index * BLOCK_TOKENS);
+            let (block, start) = (self.chunk.blocks[index], index * BLOCK_TOKENS);
             for token in start.max(seen.start)..seen.end.min(start + BLOCK_TOKENS) {
                 let mut values = [s.splat(0.0); W];
                 for (w, values) in values.iter_mut().enumerate() {

@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: 8 lanes.
 
 use super::Simd;
+use crate::cpu::isa::Kernel;
 use std::arch::x86_64::*;
 
 /// Proof that the machine has AVX2, FMA and F16C; made by [`Avx2::detect`] only.
@@ -24,6 +25,17 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type C = __m256i;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn compiled<K: Kernel>(token: Avx2, kernel: K) -> K::Out {
+            kernel.run(token)
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { compiled(self, kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

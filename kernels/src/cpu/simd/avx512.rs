@@ -1,6 +1,7 @@
 //! AVX-512 (F, BW, VL, VNNI) over AVX2, FMA and F16C: 16 lanes, one instruction for a dot product of four bytes a lane.
 
 use super::Simd;
+use crate::cpu::isa::Kernel;
 use std::arch::x86_64::*;
 
 /// Proof that the machine has AVX-512 F, BW, VL and VNNI; made by [`Avx512::detect`] only.
@@ -28,6 +29,17 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type C = __m512i;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        #[inline(never)]
+        fn compiled<K: Kernel>(token: Avx512, kernel: K) -> K::Out {
+            kernel.run(token)
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { compiled(self, kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

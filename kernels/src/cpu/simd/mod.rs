@@ -12,6 +12,8 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
+use super::isa::Kernel;
+
 /// What integer sums start from that [`Simd::scale_sum`] finishes: the bits of 1.5 * 2^23. Around it one more in the bits
 /// of a float is one more in its value, so that a sum within ±2^22 is a float without a conversion.
 pub(crate) const SUM_ZERO: i32 = 0x4B40_0000;
@@ -33,6 +35,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type I: Copy;
     /// Four bytes for each lane.
     type C: Copy;
+
+    /// Runs a kernel in a function of its own that is compiled with these instructions. Inside another kernel it keeps apart
+    /// what would otherwise be copied into each of its branches: the compiler's time grows faster than a function does.
+    fn call<K: Kernel>(self, kernel: K) -> K::Out;
 
     fn splat(self, x: f32) -> Self::F;
     /// # Safety

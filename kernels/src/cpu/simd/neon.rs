@@ -3,6 +3,7 @@
 //! The dot product is written in assembly because its intrinsic is not stable yet.
 
 use super::Simd;
+use crate::cpu::isa::Kernel;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -40,6 +41,17 @@ impl Simd for Neon {
     type F = float32x4_t;
     type I = int32x4_t;
     type C = uint8x16_t;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "neon,dotprod")]
+        #[inline(never)]
+        fn compiled<K: Kernel>(token: Neon, kernel: K) -> K::Out {
+            kernel.run(token)
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { compiled(self, kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {

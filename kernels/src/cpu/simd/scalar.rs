@@ -1,6 +1,7 @@
 //! The vector operations on plain arrays: for machines with none of the others, and what other instruction sets are compared with.
 
 use super::{SUM_ZERO_VALUE, Simd};
+use crate::cpu::isa::Kernel;
 use half::{bf16, f16};
 
 const LANES: usize = 16;
@@ -31,6 +32,11 @@ impl Simd for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type C = [u8; 4 * LANES];
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
