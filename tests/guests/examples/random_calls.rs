@@ -148,10 +148,11 @@ impl Calls {
     }
 
     fn of_model(&mut self) -> Result<(), Error> {
+        let (text, tokens) = (self.text(), self.tokens());
         match self.random.u32(..4) {
-            0 => self.model.encode(&self.text()).map(drop),
-            1 => self.model.decode(&self.tokens()).map(drop),
-            2 => Model::open(&self.text()).map(drop),
+            0 => self.model.encode(&text).map(drop),
+            1 => self.model.decode(&tokens).map(drop),
+            2 => Model::open(&text).map(drop),
             _ => {
                 let tool = Tool {
                     name: self.text(),
@@ -270,13 +271,17 @@ impl Calls {
 
     fn reply(&mut self) -> Result<(), Error> {
         let choice = self.number() % 3;
+        let text = self.text();
         match self.random.u32(..6) {
-            0 => self.reply.text(choice, &self.text()),
-            1 => self.reply.emit(choice, &self.event()),
-            2 => self.reply.json(&json!({"": self.text()})),
+            0 => self.reply.text(choice, &text),
+            1 => {
+                let event = self.event();
+                self.reply.emit(choice, &event)
+            }
+            2 => self.reply.json(&json!({"": text})),
             3 => self.reply.finish(choice, StopReason::MaxTokens),
             4 => {
-                log::info(&self.text());
+                log::info(&text);
                 Ok(())
             }
             // Only what is sure to end is waited for.

@@ -118,16 +118,15 @@ impl HostSequence for State {
         start: u32,
         end: u32,
     ) -> Result<Vec<u32>, Failure> {
-        let sequence = &self.table.get(&sequence)?.sequence;
-        let length = sequence.length().await;
+        let length = self.table.get(&sequence)?.sequence.length().await;
         if start > end || end > length {
             return Err(Failure::invalid(format!(
                 "the positions {start}..{end} are not within the sequence, which has {length} tokens"
             )));
         }
         self.handed_over.resize(token_bytes(end - start))?;
-        let sequence = &self.table.get(&sequence)?.sequence;
-        let tokens = sequence.tokens(start, end).await;
+        let tokens = self.table.get(&sequence)?.sequence.tokens(start, end);
+        let tokens = tokens.await;
         Ok(tokens.map_err(|error| self.engine_error(error))?)
     }
 
