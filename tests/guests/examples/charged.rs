@@ -149,6 +149,8 @@ fn rewound(model: &Model, count: usize) -> Result<(), Error> {
         let sequence = model.sequence()?;
         sequence.append(&tokens)?;
         sequence.rewind(0)?;
+        // Waits for the engine, whose queue would be full otherwise.
+        sequence.tokens(0, 0)?;
         kept.push(sequence);
     }
     Ok(())
