@@ -54,7 +54,7 @@ impl Request {
         self.0.append_to(&sequence.0)
     }
 
-    /// Whether the prompt's text belongs in front of the completion.
+    /// Whether the client wants the prompt's text in front of the completion; [`Reply::echo`] puts it there.
     pub fn echo(&self) -> bool {
         self.0.echo()
     }
@@ -77,7 +77,7 @@ impl Request {
     /// The function's parameters.
     ///
     /// # Errors
-    /// `Invalid` when they are no JSON, which the host has already excluded.
+    /// `Invalid` when they are not valid JSON, which the host has already ruled out.
     pub fn parameters(&self) -> Result<Value, Error> {
         Ok(serde_json::from_str(&self.0.parameters_json())?)
     }
@@ -105,6 +105,14 @@ impl Reply {
         self.0.text(choice, delta)
     }
 
+    /// Adds the text of a completion's prompt to an answer. It stays in the host.
+    ///
+    /// # Errors
+    /// Those of [`Request::prompt`] and [`Reply::text`]; `Invalid` for chats and functions.
+    pub fn echo(&self, choice: u32) -> Result<(), Error> {
+        self.0.echo(choice)
+    }
+
     /// Passes an event of any job on as part of `choice`, with its log-probabilities and its end.
     ///
     /// # Errors
@@ -116,7 +124,7 @@ impl Reply {
     /// One JSON value for the caller of a function; call it again to stream.
     ///
     /// # Errors
-    /// `Cancelled` without a client; `Invalid` when the call is no function or the value is too large.
+    /// `Cancelled` without a client; `Invalid` when this is not a call of a function, or the value is too large.
     pub fn json(&self, value: &Value) -> Result<(), Error> {
         self.0.json(&value.to_string())
     }

@@ -63,12 +63,12 @@ impl Workflow for Extract {
                 return reply.json(&Value::Object(only(object, &fields)));
             }
             log::warn(&format!(
-                "try {} of {TRIES} is no JSON object: {answer:?}",
+                "try {} of {TRIES} is not a JSON object: {answer:?}",
                 attempt + 1
             ));
         }
         Err(Error::Unsupported(format!(
-            "the model wrote no JSON object in {TRIES} tries"
+            "the model did not write a JSON object in {TRIES} tries"
         )))
     }
 }

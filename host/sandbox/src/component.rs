@@ -47,10 +47,10 @@ impl std::fmt::Debug for Artifact {
 /// A component that is ready to be instantiated. Cloning is cheap.
 #[derive(Clone)]
 pub struct Workflow {
-    shared: Arc<Shared>,
+    loaded: Arc<LoadedComponent>,
 }
 
-struct Shared {
+struct LoadedComponent {
     name: Arc<str>,
     pre: WorkflowPre<State>,
     description: OnceLock<Arc<Description>>,
@@ -59,16 +59,16 @@ struct Shared {
 impl Workflow {
     /// The name it was loaded under.
     pub fn name(&self) -> Arc<str> {
-        Arc::clone(&self.shared.name)
+        Arc::clone(&self.loaded.name)
     }
 
     pub(crate) fn pre(&self) -> &WorkflowPre<State> {
-        &self.shared.pre
+        &self.loaded.pre
     }
 
     /// What it said it serves, once somebody has asked.
     pub(crate) fn description(&self) -> &OnceLock<Arc<Description>> {
-        &self.shared.description
+        &self.loaded.description
     }
 }
 
@@ -145,7 +145,7 @@ impl Loader {
             .and_then(WorkflowPre::new)
             .map_err(contract)?;
         Ok(Workflow {
-            shared: Arc::new(Shared {
+            loaded: Arc::new(LoadedComponent {
                 name: name.into(),
                 pre,
                 description: OnceLock::new(),

@@ -52,21 +52,6 @@ impl CpuMeter {
     }
 }
 
-/// Runs work on a thread that may block, and charges it.
-pub(crate) async fn off_thread<T: Send + 'static>(
-    meter: &Arc<CpuMeter>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> wasmtime::Result<T> {
-    let charged = Arc::clone(meter);
-    let timed = move || {
-        let began = thread_ns();
-        let result = work();
-        charged.charge_ns(thread_ns().saturating_sub(began));
-        result
-    };
-    Ok(tokio::task::spawn_blocking(timed).await?)
-}
-
 /// A future whose polls are charged to a meter and ticked, and which ends when the meter is spent.
 pub(crate) struct Metered<F> {
     future: Pin<Box<F>>,

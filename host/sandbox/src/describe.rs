@@ -1,7 +1,8 @@
 //! What a component says it serves. It is asked once, at upload, and its answer is hostile input.
 
 use crate::component::Workflow;
-use crate::invocation::Call;
+use crate::invocation::LimitedStore;
+use crate::log::printable;
 use crate::state::Charges;
 use crate::{CallError, Inner, Limits, Tenant};
 use serde::{Deserialize, Serialize};
@@ -67,8 +68,8 @@ pub(crate) async fn describe(
     };
     let wall = Duration::from_millis(tenant.limits.wall_ms_max);
     let charges = Charges::new(&tenant);
-    let call = Call::new(inner, workflow, tenant, wall, None, charges)?;
-    let text = call
+    let store = LimitedStore::new(inner, workflow, tenant, wall, None, charges)?;
+    let text = store
         .run(async |store, component| {
             let text = component.call_describe(&mut *store).await?;
             Ok(Ok(text))
@@ -95,14 +96,14 @@ pub(crate) async fn known(
 fn parse(text: &str) -> Result<Description, String> {
     if text.len() > DESCRIPTION_BYTES_MAX {
         return Err(format!(
-            "it has {} bytes, at most {DESCRIPTION_BYTES_MAX} are allowed",
+            "it is {} bytes long, at most {DESCRIPTION_BYTES_MAX} are allowed",
             text.len()
         ));
     }
     let description: Description = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if description.functions.len() > FUNCTIONS_MAX {
         return Err(format!(
-            "{} functions, at most {FUNCTIONS_MAX} are allowed",
+            "it has {} functions, at most {FUNCTIONS_MAX} are allowed",
             description.functions.len()
         ));
     }
@@ -115,20 +116,21 @@ fn parse(text: &str) -> Result<Description, String> {
             .all(|char| char.is_ascii_alphanumeric() || char == '_');
         if !starts || !goes_on || name.len() > NAME_BYTES_MAX {
             return Err(format!(
-                "{name:?} is no name for a function: letters, digits and _ are, up to {NAME_BYTES_MAX}"
+                "{:?} is not a valid function name: use letters, digits and _, at most {NAME_BYTES_MAX} of them, and no digit first",
+                printable(name)
             ));
         }
         if !names.insert(name) {
-            return Err(format!("two functions are called {name}"));
+            return Err(format!("two functions have the name {name}"));
         }
         if !function.parameters.is_object() {
             return Err(format!(
-                "the parameters of {name} are no JSON Schema object"
+                "the parameters of {name} are not a JSON Schema object"
             ));
         }
     }
     if !description.chat && !description.completion && description.functions.is_empty() {
-        return Err("it serves nothing".to_owned());
+        return Err("it serves neither chats nor completions and has no functions".to_owned());
     }
     Ok(description)
 }
@@ -149,18 +151,24 @@ mod tests {
     fn a_description_is_checked_before_it_is_believed() {
         check(r#"{"chat": true}"#, Ok(()));
         check(r#"{"functions": [{"name": "f"}]}"#, Ok(()));
-        check(r#"{}"#, Err("serves nothing"));
+        check(r#"{}"#, Err("serves neither"));
         check(r#"{"chat": tru"#, Err("line 1"));
         check(r#"{"chat": true, "admin": true}"#, Err("unknown field"));
-        check(r#"{"functions": [{"name": "a.b"}]}"#, Err("no name"));
-        check(r#"{"functions": [{"name": ""}]}"#, Err("no name"));
+        check(
+            r#"{"functions": [{"name": "a.b"}]}"#,
+            Err("not a valid function name"),
+        );
+        check(
+            r#"{"functions": [{"name": ""}]}"#,
+            Err("not a valid function name"),
+        );
         check(
             r#"{"functions": [{"name": "f"}, {"name": "f"}]}"#,
             Err("two functions"),
         );
         check(
             r#"{"functions": [{"name": "f", "parameters": 7}]}"#,
-            Err("no JSON Schema"),
+            Err("not a JSON Schema"),
         );
         check(
             &format!(

@@ -23,11 +23,11 @@ pub enum SandboxError {
 /// Why an upload was refused: what is wrong, and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejected {
-    /// No component, or a broken one.
+    /// Not a component, or a broken one.
     #[error("not a valid component: {0}")]
     Malformed(String),
     /// A count or a size is over its limit.
-    #[error("{what} is {found}, {allowed} is allowed")]
+    #[error("{what} is {found}, at most {allowed} is allowed")]
     TooLarge {
         /// Which count or size.
         what: &'static str,
@@ -48,7 +48,7 @@ pub enum Rejected {
     #[error("the component does not fit the world realm:tenant/workflow: {0}")]
     World(String),
     /// Compiling took too much memory or time.
-    #[error("compiling the component was given up: {0}")]
+    #[error("compiling the component takes too much: {0}")]
     TooCostly(String),
     /// The host's own trouble: trying again may help.
     #[error("the compiler could not be run")]
@@ -123,7 +123,7 @@ pub enum CallError {
         /// The limit.
         handles_max: u32,
     },
-    /// It sent too much in one call of the host.
+    /// It sent too much in one call to the host.
     ArgumentLimit {
         /// The limit.
         bytes_max: usize,
@@ -193,17 +193,17 @@ impl CallError {
                 format!("the workflow holds more handles than its limit of {handles_max}")
             }
             CallError::ArgumentLimit { bytes_max } => {
-                format!("the workflow sent more than {bytes_max} bytes in one call of the host")
+                format!("the workflow sent more than {bytes_max} bytes in one call to the host")
             }
             CallError::Guest(error) => error.public(),
             CallError::NoFunction { name, available } => {
                 format!(
-                    "the workflow exports no function {name:?}; it exports: {}",
+                    "the workflow has no function {name:?}; it has: {}",
                     available.join(", ")
                 )
             }
             CallError::BadDescription(what) => {
-                format!("the workflow describes itself wrongly: {what}")
+                format!("the workflow's description of itself is not valid: {what}")
             }
             CallError::NoReply => "the workflow returned without an answer".to_owned(),
             CallError::Busy { .. } => "every workflow instance is in use".to_owned(),
@@ -262,7 +262,9 @@ impl GuestError {
             GuestError::Quota { what, .. } => format!("the quota is used up: {what}"),
             GuestError::Overloaded { what, .. } => format!("the server is overloaded: {what}"),
             GuestError::ContextFull(room) => {
-                format!("the prompt does not fit the model's context: {room} more tokens would")
+                format!(
+                    "the prompt does not fit the model's context: there is room for {room} more tokens"
+                )
             }
             GuestError::Deadline => "out of time".to_owned(),
             GuestError::Cancelled => "cancelled".to_owned(),

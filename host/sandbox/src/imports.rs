@@ -2,8 +2,10 @@
 
 pub(crate) mod exchange;
 pub(crate) mod generation;
+mod json_size;
 mod log;
 pub(crate) mod model;
+pub(crate) mod prompt;
 pub(crate) mod sequence;
 
 use crate::GuestError;
@@ -144,9 +146,10 @@ pub(crate) fn engine_reason(reason: StopReason) -> Result<engine::StopReason, Fa
         StopReason::ContextFull => engine::StopReason::ContextFull,
         StopReason::Cancelled => engine::StopReason::Cancelled,
         StopReason::ToolCall => {
-            return Err(
-                GuestError::Unsupported("ending an answer with tool-call".to_owned()).into(),
-            );
+            return Err(GuestError::Unsupported(
+                "an answer cannot be ended with tool-call".to_owned(),
+            )
+            .into());
         }
     })
 }

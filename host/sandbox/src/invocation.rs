@@ -7,7 +7,7 @@ use crate::engine_config::BACKTRACE_FRAMES;
 use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
 use crate::log::{LogLevel, LogSink, printable};
 use crate::memory::{Held, NoMemory};
-use crate::request::{Request, RequestKind};
+use crate::request::{CallRequest, RequestKind};
 use crate::state::{Charges, State};
 use crate::ticker::Ticker;
 use crate::{CallError, Inner, Tenant, describe};
@@ -102,7 +102,7 @@ pub(crate) fn start(
     inner: Arc<Inner>,
     workflow: Workflow,
     tenant: Tenant,
-    request: Request,
+    request: CallRequest,
 ) -> Invocation {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let charges = Charges::new(&tenant);
@@ -120,11 +120,11 @@ async fn serve(
     inner: Arc<Inner>,
     workflow: Workflow,
     tenant: Tenant,
-    request: Request,
+    request: CallRequest,
     events: mpsc::Sender<Queued>,
     charges: Charges,
 ) -> Result<(), CallError> {
-    request.check(tenant.limits.json_bytes_max)?;
+    let request = checked(request, &tenant).await?;
     if let RequestKind::Function { name, .. } = &*request.kind {
         let description = describe::known(&inner, &workflow, &tenant).await?;
         if !description
@@ -137,8 +137,9 @@ async fn serve(
                 .iter()
                 .map(|function| function.name.clone())
                 .collect();
+            // A client can ask for a name of any length.
             return Err(CallError::NoFunction {
-                name: name.clone(),
+                name: printable(name),
                 available,
             });
         }
@@ -147,8 +148,23 @@ async fn serve(
         .deadline
         .min(Duration::from_millis(tenant.limits.wall_ms_max));
     let exchange = Exchange::new(request, events, Arc::clone(&charges.memory));
-    let call = Call::new(&inner, &workflow, tenant, wall, Some(exchange), charges)?;
-    call.run(handle).await
+    let store = LimitedStore::new(&inner, &workflow, tenant, wall, Some(exchange), charges)?;
+    store.run(handle).await
+}
+
+/// The request, if the contract can express it.
+async fn checked(request: CallRequest, tenant: &Tenant) -> Result<CallRequest, CallError> {
+    let json_bytes_max = tenant.limits.json_bytes_max;
+    if !request.is_long() {
+        return request.check(json_bytes_max).map(|()| request);
+    }
+    let check = move || request.check(json_bytes_max).map(|()| request);
+    match tenant.memory.run_blocking((), check).await {
+        Ok((checked, ())) => checked,
+        Err(error) => Err(CallError::Internal {
+            detail: error.to_string(),
+        }),
+    }
 }
 
 /// Calls `handle` and closes what it left open.
@@ -169,12 +185,12 @@ async fn handle(
     if !exchange.has_answered() {
         return Ok(Err(CallError::NoReply));
     }
-    exchange.end_open().await;
+    exchange.end_open().await?;
     Ok(Ok(()))
 }
 
 /// A store with its limits, before it runs.
-pub(crate) struct Call<'a> {
+pub(crate) struct LimitedStore<'a> {
     workflow: &'a Workflow,
     store: Store<State>,
     wall: Duration,
@@ -184,7 +200,7 @@ pub(crate) struct Call<'a> {
     _permit: OwnedSemaphorePermit,
 }
 
-impl<'a> Call<'a> {
+impl<'a> LimitedStore<'a> {
     /// Takes an instance, or says that there is none.
     pub(crate) fn new(
         inner: &Inner,
@@ -193,7 +209,7 @@ impl<'a> Call<'a> {
         wall: Duration,
         exchange: Option<Exchange>,
         charges: Charges,
-    ) -> Result<Call<'a>, CallError> {
+    ) -> Result<LimitedStore<'a>, CallError> {
         let permit = Arc::clone(&inner.instances)
             .try_acquire_owned()
             .map_err(|_| CallError::Busy {
@@ -209,7 +225,7 @@ impl<'a> Call<'a> {
             charges,
         );
         let log = store.data().log.clone();
-        Ok(Call {
+        Ok(LimitedStore {
             workflow,
             store,
             wall,
@@ -226,7 +242,7 @@ impl<'a> Call<'a> {
         self,
         body: impl AsyncFnOnce(&mut Store<State>, Bindings) -> wasmtime::Result<Result<T, CallError>>,
     ) -> Result<T, CallError> {
-        let Call {
+        let LimitedStore {
             workflow,
             mut store,
             wall,
@@ -342,6 +358,6 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
         &printable(&format!("failed host call: {text}")),
     );
     CallError::Trap {
-        public: "a call of the host was refused".to_owned(),
+        public: "a call to the host was refused".to_owned(),
     }
 }

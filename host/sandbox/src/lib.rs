@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod bindings;
+mod blocking;
 mod compile_worker;
 mod component;
 mod config;
@@ -23,6 +24,7 @@ mod request;
 mod state;
 mod tenant;
 mod ticker;
+mod tokens;
 mod validate;
 mod wasi;
 
@@ -41,7 +43,7 @@ pub use invocation::{Invocation, ReplyEvent};
 pub use limits::Limits;
 pub use log::LogLevel;
 pub use realm_engine as engine;
-pub use request::{Prompt, Request, RequestKind};
+pub use request::{CallRequest, Prompt, RequestKind, SharedKind};
 pub use tenant::{MemoryCharge, ModelSet, Tenant, TenantMemory};
 pub use validate::COMPONENT_BYTES_MAX;
 
@@ -124,7 +126,7 @@ impl Sandbox {
     }
 
     /// Starts one call on the current tokio runtime.
-    pub fn invoke(&self, workflow: &Workflow, tenant: &Tenant, request: Request) -> Invocation {
+    pub fn invoke(&self, workflow: &Workflow, tenant: &Tenant, request: CallRequest) -> Invocation {
         invocation::start(
             Arc::clone(&self.inner),
             workflow.clone(),

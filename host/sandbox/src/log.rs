@@ -22,10 +22,11 @@ const LINE_BYTES_MAX: usize = 4096;
 /// Where a call's lines go: those it writes, its stdout and stderr, and the host's words about it.
 #[derive(Clone)]
 pub(crate) struct LogSink {
-    shared: Arc<Shared>,
+    call: Arc<CallLog>,
 }
 
-struct Shared {
+/// What the clones of a sink have in common.
+struct CallLog {
     hooks: Arc<dyn Hooks>,
     tenant: Tenant,
     workflow: Arc<str>,
@@ -36,7 +37,7 @@ impl LogSink {
     pub(crate) fn new(hooks: Arc<dyn Hooks>, tenant: Tenant, workflow: Arc<str>) -> LogSink {
         let bytes_left = Mutex::new(Some(tenant.limits.log_bytes_max));
         LogSink {
-            shared: Arc::new(Shared {
+            call: Arc::new(CallLog {
                 hooks,
                 tenant,
                 workflow,
@@ -48,11 +49,8 @@ impl LogSink {
     /// Writes what the component says, as long as its budget lasts.
     pub(crate) fn write(&self, level: LogLevel, message: &str) {
         let line = printable(message);
-        let mut left = self
-            .shared
-            .bytes_left
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let left = self.call.bytes_left.lock();
+        let mut left = left.unwrap_or_else(PoisonError::into_inner);
         match *left {
             None => {}
             // An empty line costs a hook call too.
@@ -74,9 +72,13 @@ impl LogSink {
 
     /// Writes the host's own words, which cost the component nothing.
     pub(crate) fn host(&self, level: LogLevel, line: &str) {
-        self.shared
-            .hooks
-            .log(&self.shared.tenant, &self.shared.workflow, level, line);
+        let CallLog {
+            hooks,
+            tenant,
+            workflow,
+            ..
+        } = &*self.call;
+        hooks.log(tenant, workflow, level, line);
     }
 }
 

@@ -57,6 +57,11 @@ impl CallMemory {
         self.tenant.give_back(bytes);
     }
 
+    /// The memory of all calls of the tenant.
+    pub(crate) fn tenant(&self) -> &TenantMemory {
+        &self.tenant
+    }
+
     /// Charges bytes until what they pay for is dropped.
     pub(crate) fn hold(self: &Arc<CallMemory>, bytes: usize) -> Result<Held, NoMemory> {
         self.take(bytes)?;
@@ -75,6 +80,14 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Nothing yet.
+    pub(crate) fn nothing(memory: &Arc<CallMemory>) -> Held {
+        Held {
+            memory: Arc::clone(memory),
+            bytes: 0,
+        }
+    }
+
     /// Charges `bytes` instead.
     pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), NoMemory> {
         match bytes.checked_sub(self.bytes) {
@@ -83,6 +96,21 @@ impl Held {
         }
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// All of it, as one of its own; nothing is left here.
+    pub(crate) fn take(&mut self) -> Held {
+        let mut taken = Held::nothing(&self.memory);
+        taken.absorb(self, usize::MAX);
+        taken
+    }
+
+    /// Moves up to `bytes` of what `other`, of the same call, holds to this one. That never fails: nothing is charged anew.
+    pub(crate) fn absorb(&mut self, other: &mut Held, bytes: usize) {
+        debug_assert!(Arc::ptr_eq(&self.memory, &other.memory), "of one call");
+        let moved = bytes.min(other.bytes);
+        other.bytes -= moved;
+        self.bytes += moved;
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -1,19 +1,25 @@
 //! What a client asks, as the server hands it over.
 
-use crate::{CallError, GuestError};
+use crate::imports::prompt::role_named;
+use crate::log::printable;
+use crate::{CallError, GuestError, MemoryCharge};
 use realm_engine::Policy;
 use realm_engine::text::ChatMessage;
 use serde::de::IgnoredAny;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// JSON of more bytes than this is read where it may take a while.
+pub(crate) const JSON_AT_ONCE_MAX: usize = 64 << 10;
+
 /// One call.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct CallRequest {
     /// The id the client sees as well.
     pub id: String,
-    /// What is asked. Shared, because it can be long.
-    pub kind: Arc<RequestKind>,
+    /// What is asked.
+    pub kind: SharedKind,
     /// The base model the client means.
     pub model: String,
     /// The client's sampling, stops and token limits.
@@ -22,6 +28,45 @@ pub struct Request {
     pub choices: u32,
     /// From now on; the tenant's wall limit applies as well.
     pub deadline: Duration,
+}
+
+/// What is asked, with what it takes of its tenant's memory. Clones share both, because it can be long: the memory is given
+/// back with the last of them, which may belong to work that outlives the call.
+#[derive(Clone, Debug)]
+pub struct SharedKind(Arc<ChargedKind>);
+
+#[derive(Debug)]
+struct ChargedKind {
+    kind: RequestKind,
+    _charge: Option<MemoryCharge>,
+}
+
+impl SharedKind {
+    /// What is asked, and its charge.
+    pub fn charged(kind: RequestKind, charge: MemoryCharge) -> SharedKind {
+        SharedKind(Arc::new(ChargedKind {
+            kind,
+            _charge: Some(charge),
+        }))
+    }
+}
+
+impl From<RequestKind> for SharedKind {
+    /// What nobody is charged for.
+    fn from(kind: RequestKind) -> SharedKind {
+        SharedKind(Arc::new(ChargedKind {
+            kind,
+            _charge: None,
+        }))
+    }
+}
+
+impl Deref for SharedKind {
+    type Target = RequestKind;
+
+    fn deref(&self) -> &RequestKind {
+        &self.0.kind
+    }
 }
 
 /// What is asked.
@@ -62,27 +107,36 @@ pub enum Prompt {
 /// The most answers one call can ask for; the runs of the shipped components hold that many jobs.
 pub(crate) const CHOICES_MAX: u32 = 64;
 
-impl Request {
+impl CallRequest {
+    /// Whether checking it takes a while.
+    pub(crate) fn is_long(&self) -> bool {
+        match &*self.kind {
+            RequestKind::Function {
+                parameters_json, ..
+            } => parameters_json.len() > JSON_AT_ONCE_MAX,
+            RequestKind::Chat { .. } | RequestKind::Completion { .. } => false,
+        }
+    }
+
     /// What the contract cannot express is refused here, before anything runs.
     pub(crate) fn check(&self, json_bytes_max: usize) -> Result<(), CallError> {
         let invalid = |what: String| Err(CallError::Guest(GuestError::Invalid(what)));
         if self.choices == 0 || self.choices > CHOICES_MAX {
             return invalid(format!(
-                "{} choices were asked for, 1 to {CHOICES_MAX} are possible",
+                "{} answers were asked for: a call can have 1 to {CHOICES_MAX}",
                 self.choices
             ));
         }
         match &*self.kind {
             RequestKind::Chat { messages, .. } => {
-                for message in messages {
-                    if !matches!(
-                        message.role.as_str(),
-                        "system" | "developer" | "user" | "assistant" | "tool"
-                    ) {
-                        return invalid(format!("no such role: {:?}", message.role));
-                    }
+                let unknown = messages.iter().find(|it| role_named(&it.role).is_none());
+                match unknown {
+                    None => Ok(()),
+                    Some(message) => invalid(format!(
+                        "the role {:?} is not known: a message is of system, user, assistant or tool",
+                        printable(&message.role)
+                    )),
                 }
-                Ok(())
             }
             RequestKind::Completion { .. } => Ok(()),
             RequestKind::Function {
@@ -90,7 +144,8 @@ impl Request {
             } => {
                 if parameters_json.len() > json_bytes_max {
                     return invalid(format!(
-                        "the parameters are larger than {json_bytes_max} bytes"
+                        "the parameters have {} bytes, at most {json_bytes_max} are allowed",
+                        parameters_json.len()
                     ));
                 }
                 match serde_json::from_str::<IgnoredAny>(parameters_json) {

@@ -1,10 +1,11 @@
 //! What a store holds for one call. Dropping it frees the call's sequences, runs and memory.
 
+use crate::blocking::Worker;
 use crate::cpu::CpuMeter;
 use crate::imports::exchange::Exchange;
 use crate::limits::Limiter;
-use crate::log::LogSink;
-use crate::memory::CallMemory;
+use crate::log::{LogSink, printable};
+use crate::memory::{CallMemory, Held, NoMemory};
 use crate::{CallError, GuestError, Hooks, Tenant, wasi};
 use realm_engine::{Account, Client, EngineError};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub(crate) struct State {
     pub(crate) limiter: Limiter,
     /// What the component and the host for it hold.
     pub(crate) memory: Arc<CallMemory>,
+    /// What the host gave the component last: it is there until it is copied, so the next one takes its place.
+    pub(crate) handed_over: Held,
     pub(crate) log: LogSink,
     pub(crate) cpu: Arc<CpuMeter>,
     /// Where the engine counts the tokens of the call.
@@ -66,6 +69,7 @@ impl State {
         table.set_max_capacity(tenant.limits.handles_max as usize);
         let state = State {
             limiter: Limiter::new(&tenant.limits, Arc::clone(&memory)),
+            handed_over: Held::nothing(&memory),
             memory,
             wasi: wasi::inert(&log),
             account,
@@ -96,15 +100,32 @@ impl State {
         store
     }
 
+    /// Who does the call's long work.
+    pub(crate) fn worker(&self) -> Worker {
+        Worker {
+            cpu: Arc::clone(&self.cpu),
+            memory: Arc::clone(&self.memory),
+        }
+    }
+
+    /// Charges what goes to the component as `bytes`, of which `held` was taken for making it.
+    pub(crate) fn hand_over(&mut self, mut held: Held, bytes: usize) -> Result<(), NoMemory> {
+        held.resize(bytes)?;
+        self.handed_over = held;
+        Ok(())
+    }
+
     /// A model of the tenant, by name.
     pub(crate) fn client(&self, name: &str) -> Result<Client, GuestError> {
         if self.exchange.is_none() {
             return Err(GuestError::Denied(
-                "models cannot be used while describing".to_owned(),
+                "a workflow cannot use models while it describes itself".to_owned(),
             ));
         }
         self.tenant.models.by_name(name).cloned().ok_or_else(|| {
-            GuestError::Denied(format!("there is no model {name:?} for this tenant"))
+            // A component can ask for a name of any length.
+            let name = printable(name);
+            GuestError::Denied(format!("this tenant has no model named {name:?}"))
         })
     }
 

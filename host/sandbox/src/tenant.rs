@@ -1,10 +1,12 @@
 //! A tenant, as far as the sandbox has to know it.
 
 use crate::Limits;
+use crate::blocking::JOBS_MAX;
 use realm_engine::{Client, Owner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Whose call it is, and what it may use.
 #[derive(Clone)]
@@ -62,11 +64,13 @@ impl From<BTreeMap<String, Client>> for ModelSet {
     }
 }
 
-/// Counts the memory that all live calls and requests of one tenant take of the host.
+/// Counts the memory that all live calls and requests of one tenant take of the host, and holds the places for their
+/// blocking work.
 #[derive(Debug)]
 pub struct TenantMemory {
     bytes: AtomicUsize,
     bytes_max: usize,
+    blocking: Arc<Semaphore>,
 }
 
 impl TenantMemory {
@@ -75,6 +79,7 @@ impl TenantMemory {
         TenantMemory {
             bytes: AtomicUsize::new(0),
             bytes_max,
+            blocking: Arc::new(Semaphore::new(JOBS_MAX)),
         }
     }
 
@@ -98,6 +103,18 @@ impl TenantMemory {
     pub(crate) fn give_back(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "a call gives back only what it took");
+    }
+
+    /// Waits for a place among the tenant's blocking jobs.
+    pub(crate) async fn blocking_place(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.blocking).acquire_owned().await
+    }
+
+    /// Waits until none of the tenant's blocking jobs runs.
+    #[cfg(test)]
+    pub(crate) async fn all_blocking_places(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let all = Arc::clone(&self.blocking).acquire_many_owned(JOBS_MAX as u32);
+        all.await
     }
 }
 

@@ -8,21 +8,23 @@ use std::time::Duration;
 
 /// Calls `on_tick` at a fixed interval while components run. Ends when dropped.
 pub(crate) struct Ticker {
-    shared: Arc<Shared>,
+    runs: Arc<RunCounts>,
     thread: Thread,
 }
 
+/// What begins and ends, as the calls and the thread both see it.
+///
 /// The order of accesses to different fields matters: a run counts itself and then looks whether the thread is asleep,
 /// the thread says that it is asleep and then looks whether something runs. So at least one sees the other.
 #[derive(Default)]
-struct Shared {
+struct RunCounts {
     begun: AtomicU64,
     ended: AtomicU64,
     asleep: AtomicBool,
     stopped: AtomicBool,
 }
 
-impl Shared {
+impl RunCounts {
     /// Whether nothing runs and nothing has begun since `seen` runs had.
     fn is_quiet(&self, seen: u64) -> bool {
         let ended = self.ended.load(Ordering::SeqCst);
@@ -49,17 +51,17 @@ impl Ticker {
         tick: Duration,
         on_tick: impl Fn() + Send + 'static,
     ) -> Result<Ticker, SandboxError> {
-        let shared = Arc::new(Shared::default());
+        let runs = Arc::new(RunCounts::default());
         let ticks = {
-            let shared = Arc::clone(&shared);
+            let runs = Arc::clone(&runs);
             move || {
                 let mut seen = 0;
                 loop {
-                    shared.sleep_while_quiet(seen);
-                    if shared.stopped.load(Ordering::SeqCst) {
+                    runs.sleep_while_quiet(seen);
+                    if runs.stopped.load(Ordering::SeqCst) {
                         return;
                     }
-                    seen = shared.begun.load(Ordering::SeqCst);
+                    seen = runs.begun.load(Ordering::SeqCst);
                     std::thread::sleep(tick);
                     on_tick();
                 }
@@ -70,30 +72,30 @@ impl Ticker {
             .spawn(ticks)
             .map_err(|error| SandboxError::Runtime(format!("cannot start the ticker: {error}")))?;
         Ok(Ticker {
-            shared,
+            runs,
             thread: handle.thread().clone(),
         })
     }
 
     /// Ticks come until what this returns is dropped. Cheap: a call of the system only where the thread is asleep.
     pub(crate) fn running(&self) -> Running<'_> {
-        self.shared.begun.fetch_add(1, Ordering::SeqCst);
-        if self.shared.asleep.swap(false, Ordering::SeqCst) {
+        self.runs.begun.fetch_add(1, Ordering::SeqCst);
+        if self.runs.asleep.swap(false, Ordering::SeqCst) {
             self.thread.unpark();
         }
-        Running(&self.shared)
+        Running(&self.runs)
     }
 }
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.runs.stopped.store(true, Ordering::SeqCst);
         self.thread.unpark();
     }
 }
 
 /// Something runs.
-pub(crate) struct Running<'a>(&'a Shared);
+pub(crate) struct Running<'a>(&'a RunCounts);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
@@ -117,7 +119,7 @@ mod tests {
 
     /// Until the thread sleeps; ticks that are on their way are taken.
     fn wait_for_sleep(ticker: &Ticker, ticks: &Receiver<()>) {
-        while !ticker.shared.asleep.load(Ordering::SeqCst) {
+        while !ticker.runs.asleep.load(Ordering::SeqCst) {
             std::thread::sleep(TICK);
         }
         while ticks.try_recv().is_ok() {}

@@ -5,8 +5,9 @@
 
 use crate::error::Rejected;
 use wasmparser::{
-    ComponentExternalKind, ComponentTypeRef, Encoding, Operator, Parser, Payload, TypeBounds,
-    Validator, WasmFeatures,
+    ComponentExportSectionReader, ComponentExternalKind, ComponentImportSectionReader,
+    ComponentTypeRef, DataSectionReader, Encoding, MemorySectionReader, Operator, Parser, Payload,
+    TableSectionReader, TypeBounds, Validator, WasmFeatures,
 };
 
 /// Bytes of one component, at most.
@@ -130,106 +131,123 @@ struct Counts {
 impl Counts {
     fn payload(&mut self, payload: &Payload<'_>) -> Result<(), Rejected> {
         match payload {
-            Payload::Version { encoding, .. } => {
-                self.depth += 1;
-                at_most("the depth of nested components", self.depth, NESTING_MAX)?;
-                match encoding {
-                    Encoding::Module => self.modules += 1,
-                    Encoding::Component => self.components += 1,
-                }
-                at_most("the number of core modules", self.modules, MODULES_MAX)?;
-                at_most(
-                    "the number of nested components",
-                    self.components,
-                    NESTED_COMPONENTS_MAX,
-                )?;
+            Payload::Version { encoding, .. } => self.begin(*encoding),
+            Payload::End(_) => {
+                self.depth = self.depth.saturating_sub(1);
+                Ok(())
             }
-            Payload::End(_) => self.depth = self.depth.saturating_sub(1),
 
-            Payload::ComponentImportSection(section) => {
-                self.entries(section.count())?;
-                // Nested components are given what the outermost one imports.
-                if self.depth == 1 {
-                    for import in section.clone() {
-                        let import = import.map_err(malformed)?;
-                        // A world that names types of its imports imports those names too; they hold no function.
-                        if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
-                            granted(import.name.name)?;
-                        }
-                    }
-                }
-            }
-            Payload::ComponentExportSection(section) => {
-                self.entries(section.count())?;
-                if self.depth == 1 {
-                    for export in section.clone() {
-                        let export = export.map_err(malformed)?;
-                        if export.kind == ComponentExternalKind::Func {
-                            self.exports.push(export.name.name.to_owned());
-                        }
-                    }
-                }
-            }
-            Payload::ComponentTypeSection(section) => self.types(section.count())?,
-            Payload::CoreTypeSection(section) => self.types(section.count())?,
-            Payload::TypeSection(section) => self.types(section.count())?,
-            Payload::ComponentInstanceSection(section) => self.entries(section.count())?,
-            Payload::InstanceSection(section) => self.entries(section.count())?,
-            Payload::ComponentAliasSection(section) => self.entries(section.count())?,
-            Payload::ComponentCanonicalSection(section) => self.entries(section.count())?,
-            Payload::ImportSection(section) => self.entries(section.count())?,
-            Payload::ExportSection(section) => self.entries(section.count())?,
-            Payload::GlobalSection(section) => self.entries(section.count())?,
+            Payload::ComponentImportSection(section) => self.imports(section),
+            Payload::ComponentExportSection(section) => self.exports(section),
+            Payload::ComponentTypeSection(section) => self.types(section.count()),
+            Payload::CoreTypeSection(section) => self.types(section.count()),
+            Payload::TypeSection(section) => self.types(section.count()),
+            Payload::ComponentInstanceSection(section) => self.entries(section.count()),
+            Payload::InstanceSection(section) => self.entries(section.count()),
+            Payload::ComponentAliasSection(section) => self.entries(section.count()),
+            Payload::ComponentCanonicalSection(section) => self.entries(section.count()),
+            Payload::ImportSection(section) => self.entries(section.count()),
+            Payload::ExportSection(section) => self.entries(section.count()),
+            Payload::GlobalSection(section) => self.entries(section.count()),
 
             Payload::FunctionSection(section) => {
                 self.functions += u64::from(section.count());
-                at_most("the number of functions", self.functions, FUNCTIONS_MAX)?;
+                at_most("the number of functions", self.functions, FUNCTIONS_MAX)
             }
-            Payload::MemorySection(section) => {
-                for memory in section.clone() {
-                    let memory = memory.map_err(malformed)?;
-                    self.memory_bytes = self
-                        .memory_bytes
-                        .saturating_add(memory.initial.saturating_mul(64 << 10));
-                    at_most(
-                        "the initial memory in bytes",
-                        self.memory_bytes,
-                        self.memory_bytes_max,
-                    )?;
-                }
-            }
-            Payload::TableSection(section) => {
-                for table in section.clone() {
-                    let initial = table.map_err(malformed)?.ty.initial;
-                    self.table_elements = self.table_elements.saturating_add(initial);
-                    at_most(
-                        "the number of table elements",
-                        self.table_elements,
-                        TABLE_ELEMENTS_MAX,
-                    )?;
-                }
-            }
-            Payload::ElementSection(section) => self.segments(section.count())?,
-            Payload::DataSection(section) => {
-                self.segments(section.count())?;
-                for data in section.clone() {
-                    self.data_bytes += data.map_err(malformed)?.data.len() as u64;
-                    at_most(
-                        "the size of all data segments",
-                        self.data_bytes,
-                        DATA_BYTES_MAX,
-                    )?;
-                }
-            }
-            Payload::CodeSectionEntry(body) => check_body(body)?,
+            Payload::MemorySection(section) => self.memories(section),
+            Payload::TableSection(section) => self.tables(section),
+            Payload::ElementSection(section) => self.segments(section.count()),
+            Payload::DataSection(section) => self.data(section),
+            Payload::CodeSectionEntry(body) => check_body(body),
             Payload::CustomSection(section) => {
-                at_most(
-                    "the size of a custom section",
-                    section.data().len() as u64,
-                    CUSTOM_BYTES_MAX,
-                )?;
+                let bytes = section.data().len() as u64;
+                at_most("the size of a custom section", bytes, CUSTOM_BYTES_MAX)
             }
-            _ => {}
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, encoding: Encoding) -> Result<(), Rejected> {
+        self.depth += 1;
+        at_most("the depth of nested components", self.depth, NESTING_MAX)?;
+        match encoding {
+            Encoding::Module => self.modules += 1,
+            Encoding::Component => self.components += 1,
+        }
+        at_most("the number of core modules", self.modules, MODULES_MAX)?;
+        at_most(
+            "the number of nested components",
+            self.components,
+            NESTED_COMPONENTS_MAX,
+        )
+    }
+
+    fn imports(&mut self, section: &ComponentImportSectionReader<'_>) -> Result<(), Rejected> {
+        self.entries(section.count())?;
+        // Nested components are given what the outermost one imports.
+        if self.depth != 1 {
+            return Ok(());
+        }
+        for import in section.clone() {
+            let import = import.map_err(malformed)?;
+            // A world that names types of its imports imports those names too; they hold no function.
+            if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
+                granted(import.name.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn exports(&mut self, section: &ComponentExportSectionReader<'_>) -> Result<(), Rejected> {
+        self.entries(section.count())?;
+        if self.depth != 1 {
+            return Ok(());
+        }
+        for export in section.clone() {
+            let export = export.map_err(malformed)?;
+            if export.kind == ComponentExternalKind::Func {
+                self.exports.push(export.name.name.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn memories(&mut self, section: &MemorySectionReader<'_>) -> Result<(), Rejected> {
+        for memory in section.clone() {
+            let pages = memory.map_err(malformed)?.initial;
+            let bytes = pages.saturating_mul(64 << 10);
+            self.memory_bytes = self.memory_bytes.saturating_add(bytes);
+            at_most(
+                "the initial memory in bytes",
+                self.memory_bytes,
+                self.memory_bytes_max,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn tables(&mut self, section: &TableSectionReader<'_>) -> Result<(), Rejected> {
+        for table in section.clone() {
+            let initial = table.map_err(malformed)?.ty.initial;
+            self.table_elements = self.table_elements.saturating_add(initial);
+            at_most(
+                "the number of table elements",
+                self.table_elements,
+                TABLE_ELEMENTS_MAX,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, section: &DataSectionReader<'_>) -> Result<(), Rejected> {
+        self.segments(section.count())?;
+        for data in section.clone() {
+            self.data_bytes += data.map_err(malformed)?.data.len() as u64;
+            at_most(
+                "the size of all data segments",
+                self.data_bytes,
+                DATA_BYTES_MAX,
+            )?;
         }
         Ok(())
     }

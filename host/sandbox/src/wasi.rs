@@ -5,6 +5,7 @@
 use crate::log::{LogLevel, LogSink};
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncWrite;
@@ -28,14 +29,8 @@ pub(crate) fn inert(log: &LogSink) -> WasiCtx {
             start: Instant::now(),
         })
         .wall_clock(CoarseWall)
-        .stdout(LogStream {
-            log: log.clone(),
-            level: LogLevel::Info,
-        })
-        .stderr(LogStream {
-            log: log.clone(),
-            level: LogLevel::Warn,
-        })
+        .stdout(LogStream::new(log, LogLevel::Info))
+        .stderr(LogStream::new(log, LogLevel::Warn))
         .build()
 }
 
@@ -75,9 +70,17 @@ impl HostWallClock for CoarseWall {
     }
 }
 
-struct LogStream {
-    log: LogSink,
-    level: LogLevel,
+/// Stdout or stderr. A component can ask for any number of handles of it: all write to one line.
+struct LogStream(Arc<Mutex<Line>>);
+
+impl LogStream {
+    fn new(log: &LogSink, level: LogLevel) -> LogStream {
+        LogStream(Arc::new(Mutex::new(Line {
+            log: log.clone(),
+            level,
+            bytes: Vec::new(),
+        })))
+    }
 }
 
 impl IsTerminal for LogStream {
@@ -88,45 +91,60 @@ impl IsTerminal for LogStream {
 
 impl StdoutStream for LogStream {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(LineWriter {
-            log: self.log.clone(),
-            level: self.level,
-            line: Vec::new(),
-        })
+        Box::new(LineWriter(Arc::clone(&self.0)))
     }
 }
 
-/// Collects bytes until a line is complete.
-struct LineWriter {
+/// A line that is being written; what is left of it is logged at the end.
+struct Line {
     log: LogSink,
     level: LogLevel,
-    line: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
-impl LineWriter {
-    fn end_line(&mut self) {
-        if !self.line.is_empty() {
-            self.log
-                .write(self.level, &String::from_utf8_lossy(&self.line));
-            self.line.clear();
+impl Line {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' || self.bytes.len() >= LINE_BYTES_MAX {
+                self.end();
+            }
+            if byte != b'\n' {
+                self.bytes.push(byte);
+            }
         }
+    }
+
+    fn end(&mut self) {
+        if !self.bytes.is_empty() {
+            self.log
+                .write(self.level, &String::from_utf8_lossy(&self.bytes));
+            self.bytes.clear();
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// One handle's way to the line.
+struct LineWriter(Arc<Mutex<Line>>);
+
+impl LineWriter {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AsyncWrite for LineWriter {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        for &byte in bytes {
-            if byte == b'\n' || self.line.len() >= LINE_BYTES_MAX {
-                self.end_line();
-            }
-            if byte != b'\n' {
-                self.line.push(byte);
-            }
-        }
+        self.line().write(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -134,14 +152,52 @@ impl AsyncWrite for LineWriter {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end_line();
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.line().end();
         Poll::Ready(Ok(()))
     }
 }
 
-impl Drop for LineWriter {
-    fn drop(&mut self) {
-        self.end_line();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Hooks, Limits, ModelSet, Tenant, TenantMemory};
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl Hooks for Lines {
+        fn log(&self, _: &Tenant, _: &str, _: LogLevel, message: &str) {
+            self.0.lock().unwrap().push(message.to_owned());
+        }
+    }
+
+    #[test]
+    fn all_handles_of_a_stream_keep_one_line_between_them() {
+        let tenant = Tenant {
+            id: 1,
+            name: "acme".into(),
+            weight: 1,
+            kv_blocks_max: 1,
+            limits: Limits::default(),
+            memory: Arc::new(TenantMemory::new(0)),
+            models: ModelSet::default(),
+        };
+        let lines = Arc::new(Lines::default());
+        let log = LogSink::new(Arc::<Lines>::clone(&lines), tenant, "flow".into());
+        let stream = LogStream::new(&log, LogLevel::Info);
+        let handle = || LineWriter(Arc::clone(&stream.0));
+        for _ in 0..1000 {
+            handle().line().write(&[b'x'; 8]);
+        }
+        // Cut at the limit again and again, so that no more than a line is ever kept.
+        assert!(stream.0.lock().unwrap().bytes.capacity() <= LINE_BYTES_MAX);
+        assert_eq!(lines.0.lock().unwrap().len(), 8000 / LINE_BYTES_MAX);
+        handle().line().write(b"\nlast");
+        drop(stream);
+        let lines = lines.0.lock().unwrap();
+        let written: usize = lines.iter().map(String::len).sum();
+        assert_eq!(written, 8000 + "last".len());
+        assert_eq!(lines.last().map(String::as_str), Some("last"));
     }
 }

@@ -8,7 +8,7 @@ use common::{World, call, chat, collect, guest, prebuilt, request, text};
 use realm_sandbox::engine::scripted::Script;
 use realm_sandbox::engine::{Policy, StopReason, Usage};
 use realm_sandbox::{
-    CallError, GuestError, Limits, Prompt, ReplyEvent, Request, RequestKind, SandboxConfig,
+    CallError, CallRequest, GuestError, Limits, Prompt, ReplyEvent, RequestKind, SandboxConfig,
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -74,7 +74,7 @@ async fn several_choices_share_one_prompt() {
             .invoke(&workflow, &tenant, chat("hello", greedy(5))),
     )
     .await;
-    let three = Request {
+    let three = CallRequest {
         choices: 3,
         ..chat("hello", greedy(5))
     };
@@ -111,7 +111,7 @@ async fn equal_seeds_differ_between_choices_and_repeat_between_calls() {
         ignore_eos: true,
         ..Policy::default()
     };
-    let ask = || Request {
+    let ask = || CallRequest {
         choices: 2,
         ..chat("hello", policy.clone())
     };
@@ -144,10 +144,9 @@ async fn completions_take_text_and_tokens_and_echo_them() {
     };
     assert_eq!(ask(Prompt::Text("say: ".into()), false).await, "abc");
     assert_eq!(ask(Prompt::Text("say: ".into()), true).await, "say: abc");
-    assert_eq!(
-        ask(Prompt::Tokens(vec![u32::from(b'a')]), false).await,
-        "bc"
-    );
+    let of_tokens = async |echo| ask(Prompt::Tokens(vec![u32::from(b'a')]), echo).await;
+    assert_eq!(of_tokens(false).await, "bc");
+    assert_eq!(of_tokens(true).await, "abc");
     let refused = request(
         RequestKind::Completion {
             prompt: Prompt::Tokens(vec![9_999]),
@@ -437,7 +436,7 @@ async fn a_model_of_nobodys_is_denied() {
     let world = World::new();
     let workflow = world.load(prebuilt("passthrough")).await;
     let tenant = world.tenant(1, Limits::default());
-    let asked = Request {
+    let asked = CallRequest {
         model: "another".into(),
         ..chat("hello", greedy(1))
     };

@@ -38,7 +38,7 @@ pub struct App {
     /// Becomes true when the server was told to stop.
     pub stopping: watch::Sender<bool>,
     /// One large body at a time is parsed, so that the engine's threads keep the processors; tenants take turns.
-    pub(crate) parsing: Semaphore,
+    pub(crate) parsing: Arc<Semaphore>,
     /// Connections and calls that a stop waits for.
     pub open: watch::Sender<usize>,
     directory: RwLock<Arc<Directory>>,
@@ -149,7 +149,7 @@ impl App {
             open: watch::Sender::new(0),
             directory: RwLock::default(),
             models: RwLock::new(Arc::new(models)),
-            parsing: Semaphore::new(1),
+            parsing: Arc::new(Semaphore::new(1)),
             accounts: Mutex::default(),
         };
         app.reload().await?;

@@ -26,9 +26,8 @@ impl Workflow for Passthrough {
         let sequences = sequence.split(choices)?;
 
         if request.echo() {
-            let text = model.decode(&request.prompt()?)?;
             for choice in 0..choices {
-                reply.text(choice, &text)?;
+                reply.echo(choice)?;
             }
         }
         reply.forward(Run::start_all(&sequences, &request.policy())?)?;

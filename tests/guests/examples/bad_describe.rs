@@ -1,4 +1,4 @@
-//! Describes itself with something that is no JSON.
+//! Describes itself with something that is not JSON.
 
 use realm_guest::export::{Guest as Exports, Reply, Request};
 

@@ -4,20 +4,16 @@
 
 use crate::bindings::realm::host::exchange::{Host, HostReply, HostRequest, Kind};
 use crate::bindings::realm::llm::generation::{Event, Finish};
-use crate::bindings::realm::llm::types::{Message, Role, StopReason, Tool, ToolCall, Usage};
-use crate::cpu::off_thread;
-use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, usage};
-use crate::imports::model::not_tokens;
+use crate::bindings::realm::llm::types::{Message, StopReason, Tool, Usage};
+use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, policy_bytes, usage};
 use crate::imports::sequence::SequenceHandle;
-use crate::imports::{Failure, engine_reason};
+use crate::imports::{Failure, engine_reason, prompt};
 use crate::invocation::Queued;
 use crate::memory::CallMemory;
-use crate::request::{Prompt, Request, RequestKind};
+use crate::request::{CallRequest, JSON_AT_ONCE_MAX, RequestKind};
 use crate::state::State;
 use crate::{GuestError, ReplyEvent};
 use realm_engine as engine;
-use realm_engine::text::{ChatMessage, Specials, TextModel};
-use serde_json::Value;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -32,7 +28,7 @@ pub struct ReplyHandle;
 
 /// One call's request and what has been answered so far.
 pub(crate) struct Exchange {
-    request: Request,
+    request: CallRequest,
     events: mpsc::Sender<Queued>,
     memory: Arc<CallMemory>,
     choices: Vec<Choice>,
@@ -49,7 +45,7 @@ enum Choice {
 
 impl Exchange {
     pub(crate) fn new(
-        request: Request,
+        request: CallRequest,
         events: mpsc::Sender<Queued>,
         memory: Arc<CallMemory>,
     ) -> Exchange {
@@ -82,15 +78,21 @@ impl Exchange {
 
     /// Ends the answers a workflow wrote to and returned from: the program, which is their author, has ended its turn.
     /// Answers it never began stay absent.
-    pub(crate) async fn end_open(&mut self) {
+    ///
+    /// # Errors
+    /// When there is no memory for an ending: an answer without one would look as if it were not all.
+    pub(crate) async fn end_open(&mut self) -> wasmtime::Result<()> {
         for choice in 0..self.choices.len() {
             if self.choices[choice] == Choice::Open && !self.is_function() {
-                // A client that is gone needs no ending.
-                let _ = self
-                    .finish(choice as u32, engine::StopReason::EndOfTurn)
-                    .await;
+                let end = self.finish(choice as u32, engine::StopReason::EndOfTurn);
+                match end.await {
+                    // A client that is gone needs no ending.
+                    Ok(()) | Err(Failure::Typed(_)) => {}
+                    Err(Failure::Trap(error)) => return Err(error),
+                }
             }
         }
+        Ok(())
     }
 
     /// Marks a choice as begun, or says why it cannot be written to.
@@ -177,39 +179,31 @@ impl State {
             .ok_or_else(|| wasmtime::Error::msg("there is no request here"))
     }
 
-    fn request(&mut self) -> wasmtime::Result<&Request> {
+    pub(crate) fn request(&mut self) -> wasmtime::Result<&CallRequest> {
         Ok(&self.exchange()?.request)
     }
 
-    /// The request's prompt in tokens. A long one takes a while, so it is made where it may.
-    async fn prompt_tokens(&mut self) -> Result<Vec<u32>, Failure> {
-        let request = self.request()?;
-        let (kind, model) = (Arc::clone(&request.kind), request.model.clone());
-        let client = self.client(&model)?;
-        let context = client.facts().context_length;
-        let tokens_max = context as usize;
-        let _held = (self.memory).hold(prompt_bytes_max(client.text(), &kind, tokens_max))?;
-        let tokens = off_thread(&self.cpu, move || match &*kind {
-            RequestKind::Chat { messages, tools } => client
-                .text()
-                .chat_tokens(messages, tools, true, tokens_max)
-                .map_err(|error| not_tokens(error, context)),
-            RequestKind::Completion {
-                prompt: Prompt::Text(text),
-                ..
-            } => client
-                .text()
-                .encode(text, Specials::Parse, true, tokens_max)
-                .map_err(|error| not_tokens(error, context)),
-            RequestKind::Completion {
-                prompt: Prompt::Tokens(tokens),
-                ..
-            } => Ok(tokens.clone()),
-            RequestKind::Function { .. } => Err(Failure::invalid(
-                "a function call has parameters, not a prompt",
-            )),
-        });
-        tokens.await?
+    /// Gives the client all that a run says, job `i` as choice `i`.
+    async fn forward_events(&mut self, run: &mut engine::Run) -> Result<Usage, Failure> {
+        while let Some(events) = run.next().await {
+            for event in events {
+                let exchange = self.exchange()?;
+                exchange
+                    .delta(event.job, event.text, event.tokens, event.logprobs)
+                    .await?;
+                match event.finished {
+                    None => {}
+                    Some(engine::Finish::Stopped(reason)) => {
+                        exchange.finish(event.job, reason).await?
+                    }
+                    // The answers are incomplete: dropping the run cancels the other jobs.
+                    Some(engine::Finish::Failed(error)) => {
+                        return Err(self.engine_error(error).into());
+                    }
+                }
+            }
+        }
+        Ok(usage(run.usage()))
     }
 
     fn check_reply_bytes(&self, bytes: usize) -> Result<(), Failure> {
@@ -220,30 +214,6 @@ impl State {
             )));
         }
         Ok(())
-    }
-}
-
-/// Bytes of the host that it takes to make a prompt's tokens.
-fn prompt_bytes_max(text: &TextModel, kind: &RequestKind, tokens_max: usize) -> usize {
-    match kind {
-        RequestKind::Chat { messages, .. } => {
-            let calls = |message: &ChatMessage| {
-                let calls = message.tool_calls.iter();
-                calls.map(|call| call.arguments_json.len()).sum::<usize>()
-            };
-            let bytes = messages.iter();
-            let bytes = bytes.map(|message| message.content.len() + calls(message));
-            text.chat_bytes_max(bytes.sum(), tokens_max)
-        }
-        RequestKind::Completion {
-            prompt: Prompt::Text(prompt),
-            ..
-        } => text.encode_bytes_max(prompt.len(), tokens_max),
-        RequestKind::Completion {
-            prompt: Prompt::Tokens(tokens),
-            ..
-        } => size_of_val(tokens.as_slice()),
-        RequestKind::Function { .. } => 0,
     }
 }
 
@@ -265,21 +235,29 @@ impl HostRequest for State {
     }
 
     async fn messages(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Message>> {
-        Ok(match &*self.request()?.kind {
-            RequestKind::Chat { messages, .. } => messages.iter().map(message).collect(),
-            _ => Vec::new(),
-        })
+        let kind = self.request()?.kind.clone();
+        let RequestKind::Chat { messages, .. } = &*kind else {
+            return Ok(Vec::new());
+        };
+        let bytes = messages.iter().map(prompt::given_message_bytes).sum();
+        self.handed_over.resize(bytes)?;
+        Ok(messages.iter().map(prompt::given_message).collect())
     }
 
     async fn tools(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Tool>> {
-        Ok(match &*self.request()?.kind {
-            RequestKind::Chat { tools, .. } => tools.iter().map(tool).collect(),
-            _ => Vec::new(),
-        })
+        let kind = self.request()?.kind.clone();
+        let RequestKind::Chat { tools, .. } = &*kind else {
+            return Ok(Vec::new());
+        };
+        let bytes = tools.iter().map(prompt::given_tool_bytes).sum();
+        self.handed_over.resize(bytes)?;
+        Ok(tools.iter().map(prompt::given_tool).collect())
     }
 
     async fn prompt(&mut self, _: Resource<RequestHandle>) -> Result<Vec<u32>, Failure> {
-        self.prompt_tokens().await
+        let (tokens, held) = self.prompt_tokens().await?;
+        self.hand_over(held, size_of_val(tokens.as_slice()))?;
+        Ok(tokens)
     }
 
     async fn append_to(
@@ -287,8 +265,10 @@ impl HostRequest for State {
         _: Resource<RequestHandle>,
         sequence: Resource<SequenceHandle>,
     ) -> Result<u32, Failure> {
-        let tokens = self.prompt_tokens().await?;
-        self.append_tokens(&sequence, tokens)
+        let (tokens, held) = self.prompt_tokens().await?;
+        // From here on the sequence pays.
+        drop(held);
+        self.append_tokens(&sequence, tokens).await
     }
 
     async fn echo(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<bool> {
@@ -302,8 +282,10 @@ impl HostRequest for State {
         &mut self,
         _: Resource<RequestHandle>,
     ) -> wasmtime::Result<Resource<PolicyHandle>> {
+        let bytes = policy_bytes(&self.request()?.policy);
+        let held = self.memory.hold(bytes)?;
         let policy = self.request()?.policy.clone();
-        self.push_policy(policy)
+        self.push_policy(policy, held)
     }
 
     async fn choices(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<u32> {
@@ -318,12 +300,15 @@ impl HostRequest for State {
     }
 
     async fn parameters_json(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<String> {
-        Ok(match &*self.request()?.kind {
-            RequestKind::Function {
-                parameters_json, ..
-            } => parameters_json.clone(),
-            _ => "null".to_owned(),
-        })
+        let kind = self.request()?.kind.clone();
+        let RequestKind::Function {
+            parameters_json, ..
+        } = &*kind
+        else {
+            return Ok("null".to_owned());
+        };
+        self.handed_over.resize(parameters_json.len())?;
+        Ok(parameters_json.clone())
     }
 
     async fn deadline_ms(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<u32> {
@@ -347,6 +332,15 @@ impl HostReply for State {
         self.check_reply_bytes(delta.len())?;
         self.exchange()?
             .delta(choice, delta, Vec::new(), Vec::new())
+            .await
+    }
+
+    async fn echo(&mut self, _: Resource<ReplyHandle>, choice: u32) -> Result<(), Failure> {
+        let (text, held) = self.prompt_text().await?;
+        // From here on the event pays.
+        drop(held);
+        self.exchange()?
+            .delta(choice, text, Vec::new(), Vec::new())
             .await
     }
 
@@ -376,8 +370,20 @@ impl HostReply for State {
                 "`json` can only be used to answer a function call",
             ));
         }
-        serde_json::from_str::<serde::de::IgnoredAny>(&value)
+        let bytes = value.len();
+        let is_long = bytes > JSON_AT_ONCE_MAX;
+        let check = move || {
+            let checked = serde_json::from_str::<serde::de::IgnoredAny>(&value);
+            checked.map(|_| value)
+        };
+        let (checked, held) = match is_long {
+            true => self.worker().run(bytes, check).await?,
+            false => self.worker().run_here(bytes, check)?,
+        };
+        let value = checked
             .map_err(|error| Failure::invalid(format!("the value is not valid JSON: {error}")))?;
+        // From here on the event pays.
+        drop(held);
         let exchange = self.exchange()?;
         exchange.json_sent = true;
         exchange.send(ReplyEvent::Json(value)).await
@@ -399,26 +405,12 @@ impl HostReply for State {
         _: Resource<ReplyHandle>,
         run: Resource<RunHandle>,
     ) -> Result<Usage, Failure> {
-        let mut run = self.table.delete(run)?;
-        while let Some(events) = run.run.next().await {
-            for event in events {
-                let exchange = self.exchange()?;
-                exchange
-                    .delta(event.job, event.text, event.tokens, event.logprobs)
-                    .await?;
-                match event.finished {
-                    None => {}
-                    Some(engine::Finish::Stopped(reason)) => {
-                        exchange.finish(event.job, reason).await?
-                    }
-                    // The answers are incomplete: dropping the run cancels the other jobs.
-                    Some(engine::Finish::Failed(error)) => {
-                        return Err(self.engine_error(error).into());
-                    }
-                }
-            }
-        }
-        Ok(usage(run.run.usage()))
+        let place = run.rep();
+        let mut handle = self.table.delete(run)?;
+        let forwarded = self.forward_events(&mut handle.run).await;
+        // Whatever became of it: jobs that are still decoded are cancelled with it.
+        self.end_run(place, handle).await?;
+        forwarded
     }
 
     async fn closed(&mut self, _: Resource<ReplyHandle>) -> wasmtime::Result<bool> {
@@ -431,38 +423,56 @@ impl HostReply for State {
     }
 }
 
-/// Roles were checked when the call began; "developer" is OpenAI's later word for "system".
-fn message(message: &ChatMessage) -> Message {
-    let role = match message.role.as_str() {
-        "system" | "developer" => Role::System,
-        "assistant" => Role::Assistant,
-        "tool" => Role::Tool,
-        _ => Role::User,
-    };
-    Message {
-        role,
-        content: message.content.clone(),
-        name: message.name.clone(),
-        tool_call_id: message.tool_call_id.clone(),
-        tool_calls: message
-            .tool_calls
-            .iter()
-            .map(|call| ToolCall {
-                id: call.id.clone(),
-                name: call.name.clone(),
-                arguments_json: call.arguments_json.clone(),
-            })
-            .collect(),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TenantMemory;
+    use crate::memory::NoMemory;
+    use std::time::Duration;
 
-fn tool(tool: &Value) -> Tool {
-    let function = &tool["function"];
-    let text = |key: &str| function[key].as_str().unwrap_or_default().to_owned();
-    Tool {
-        name: text("name"),
-        description: text("description"),
-        parameters_json: function["parameters"].to_string(),
-        strict: function["strict"].as_bool().unwrap_or(false),
+    fn exchange(memory: &Arc<CallMemory>) -> (Exchange, mpsc::Receiver<Queued>) {
+        let (sender, events) = mpsc::channel(16);
+        let kind = RequestKind::Chat {
+            messages: Vec::new(),
+            tools: Vec::new(),
+        };
+        let request = CallRequest {
+            id: String::new(),
+            kind: kind.into(),
+            model: String::new(),
+            policy: engine::Policy::default(),
+            choices: 2,
+            deadline: Duration::from_secs(1),
+        };
+        (Exchange::new(request, sender, Arc::clone(memory)), events)
+    }
+
+    #[tokio::test]
+    async fn an_ending_without_memory_is_no_ending() {
+        let tenant = Arc::new(TenantMemory::new(1 << 20));
+        let memory = CallMemory::new(1 << 20, Arc::clone(&tenant));
+        let (mut exchange, mut events) = exchange(&memory);
+        let said = exchange.delta(1, "said".to_owned(), Vec::new(), Vec::new());
+        assert!(said.await.is_ok());
+        let rest = memory.hold((1 << 20) - tenant.bytes()).unwrap();
+        let error = exchange.end_open().await.unwrap_err();
+        assert!(error.is::<NoMemory>(), "{error}");
+        drop((rest, exchange));
+        assert!(matches!(
+            events.recv().await.map(|queued| queued.event),
+            Some(ReplyEvent::Delta { choice: 1, .. })
+        ));
+        assert!(events.recv().await.is_none(), "nothing looks like an end");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_needs_no_ending() {
+        let tenant = Arc::new(TenantMemory::new(1 << 20));
+        let memory = CallMemory::new(1 << 20, tenant);
+        let (mut exchange, events) = exchange(&memory);
+        let said = exchange.delta(0, "said".to_owned(), Vec::new(), Vec::new());
+        assert!(said.await.is_ok());
+        drop(events);
+        assert!(exchange.end_open().await.is_ok());
     }
 }

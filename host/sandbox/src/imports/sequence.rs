@@ -2,10 +2,12 @@
 
 use crate::bindings::realm::llm::sequence::{Host, HostSequence};
 use crate::imports::Failure;
+use crate::imports::generation::RunHandle;
 use crate::imports::model::ModelHandle;
-use crate::memory::{HANDLE_BYTES, Held, NoMemory};
 use crate::state::State;
+use crate::tokens::{TokenCharge, token_bytes};
 use realm_engine::{Client, Sequence};
+use std::sync::Arc;
 use wasmtime::component::Resource;
 
 /// A sequence that a component holds, and the engine it lives in.
@@ -13,17 +15,19 @@ use wasmtime::component::Resource;
 pub struct SequenceHandle {
     pub(crate) client: Client,
     pub(crate) sequence: Sequence,
-    /// The handle, and the tokens that it added to what it was forked from.
-    pub(crate) held: Held,
+    pub(crate) charge: TokenCharge,
+    /// The run that was started with it last, by its place in the table.
+    pub(crate) run: Option<u32>,
 }
 
 impl SequenceHandle {
-    /// Pays for `count` tokens more, or for as many as a sequence can have.
-    pub(crate) fn hold_tokens(&mut self, count: usize) -> Result<(), NoMemory> {
-        let bytes = |tokens: usize| tokens.saturating_mul(size_of::<u32>());
-        let most = HANDLE_BYTES + bytes(self.client.facts().context_length as usize);
-        let wanted = self.held.bytes().saturating_add(bytes(count));
-        self.held.resize(wanted.min(most))
+    fn new(client: Client, sequence: Sequence, charge: TokenCharge) -> SequenceHandle {
+        SequenceHandle {
+            client,
+            sequence,
+            charge,
+            run: None,
+        }
     }
 }
 
@@ -31,17 +35,20 @@ impl Host for State {}
 
 impl State {
     /// Adds tokens to a sequence, which pays for them from now on.
-    pub(crate) fn append_tokens(
+    pub(crate) async fn append_tokens(
         &mut self,
         sequence: &Resource<SequenceHandle>,
         tokens: Vec<u32>,
     ) -> Result<u32, Failure> {
         let handle = self.table.get_mut(sequence)?;
-        let before = handle.held.bytes();
-        handle.hold_tokens(tokens.len())?;
+        let length = handle.sequence.length().await;
+        let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let longest = handle.client.facts().context_length.max(length);
+        let wanted = length.saturating_add(count).min(longest);
+        handle.charge.settle(wanted)?;
         let appended = handle.sequence.append(tokens);
         if appended.is_err() {
-            handle.held.resize(before)?;
+            handle.charge.settle(length)?;
         }
         Ok(appended.map_err(|error| self.engine_error(error))?)
     }
@@ -52,16 +59,13 @@ impl HostSequence for State {
         &mut self,
         model: Resource<ModelHandle>,
     ) -> Result<Resource<SequenceHandle>, Failure> {
-        let held = self.memory.hold(HANDLE_BYTES)?;
+        let charge = TokenCharge::new(&self.memory)?;
         let client = self.table.get(&model)?.client.clone();
         let sequence = client
             .sequence(self.tenant.owner(), &self.account)
             .map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(SequenceHandle {
-            client,
-            sequence,
-            held,
-        })?)
+        let handle = SequenceHandle::new(client, sequence, charge);
+        Ok(self.table.push(handle)?)
     }
 
     async fn append(
@@ -69,26 +73,26 @@ impl HostSequence for State {
         sequence: Resource<SequenceHandle>,
         tokens: Vec<u32>,
     ) -> Result<u32, Failure> {
-        self.append_tokens(&sequence, tokens)
+        self.append_tokens(&sequence, tokens).await
     }
 
     async fn fork(
         &mut self,
         sequence: Resource<SequenceHandle>,
     ) -> Result<Resource<SequenceHandle>, Failure> {
-        let held = self.memory.hold(HANDLE_BYTES)?;
         let parent = self.table.get(&sequence)?;
         let client = parent.client.clone();
-        let sequence = parent
+        let fork = parent
             .sequence
             .fork()
             .await
             .map_err(|error| self.engine_error(error))?;
-        Ok(self.table.push(SequenceHandle {
-            client,
-            sequence,
-            held,
-        })?)
+        let length = fork.length().await;
+        let memory = Arc::clone(&self.memory);
+        let parent = self.table.get_mut(&sequence)?;
+        let charge = parent.charge.fork(&memory, length)?;
+        let handle = SequenceHandle::new(client, fork, charge);
+        Ok(self.table.push(handle)?)
     }
 
     async fn rewind(
@@ -96,7 +100,11 @@ impl HostSequence for State {
         sequence: Resource<SequenceHandle>,
         length: u32,
     ) -> Result<(), Failure> {
-        let rewound = self.table.get(&sequence)?.sequence.rewind(length).await;
+        let handle = self.table.get_mut(&sequence)?;
+        let rewound = handle.sequence.rewind(length).await;
+        if rewound.is_ok() {
+            handle.charge.settle(length)?;
+        }
         Ok(rewound.map_err(|error| self.engine_error(error))?)
     }
 
@@ -110,19 +118,26 @@ impl HostSequence for State {
         start: u32,
         end: u32,
     ) -> Result<Vec<u32>, Failure> {
-        let sequence = &self.table.get(&sequence)?.sequence;
-        let length = sequence.length().await;
+        let length = self.table.get(&sequence)?.sequence.length().await;
         if start > end || end > length {
             return Err(Failure::invalid(format!(
-                "{start}..{end} does not lie in a sequence of {length} tokens"
+                "the positions {start}..{end} are not within the sequence, which has {length} tokens"
             )));
         }
-        let tokens = sequence.tokens(start, end).await;
+        self.handed_over.resize(token_bytes(end - start))?;
+        let tokens = self.table.get(&sequence)?.sequence.tokens(start, end);
+        let tokens = tokens.await;
         Ok(tokens.map_err(|error| self.engine_error(error))?)
     }
 
     async fn drop(&mut self, sequence: Resource<SequenceHandle>) -> wasmtime::Result<()> {
-        self.table.delete(sequence)?;
+        let handle = self.table.delete(sequence)?;
+        // The engine keeps it for as long as a run decodes it, so it is paid for as long.
+        if let Some(run) = handle.run
+            && let Ok(run) = self.table.get_mut(&Resource::<RunHandle>::new_borrow(run))
+        {
+            run.outlived.push(handle.charge);
+        }
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use realm_sandbox::engine::scripted::{self, Script, Scripted};
 use realm_sandbox::engine::text::ChatMessage;
 use realm_sandbox::engine::{Client, Engine, EngineConfig, Policy};
 use realm_sandbox::{
-    Hooks, Invocation, Limits, LogLevel, ModelSet, ReplyEvent, Request, RequestKind, Sandbox,
+    CallRequest, Hooks, Invocation, Limits, LogLevel, ModelSet, ReplyEvent, RequestKind, Sandbox,
     SandboxConfig, Tenant, TenantMemory, Workflow,
 };
 use std::collections::BTreeMap;
@@ -82,6 +82,21 @@ impl World {
         }
     }
 
+    /// Waits until the log says that a call has failed: its component is gone, whether anybody reads its replies or not.
+    pub async fn call_failed(&self) {
+        let until = Instant::now() + Duration::from_secs(30);
+        let has_failed = || {
+            let lines = self.lines.0.lock().unwrap();
+            lines
+                .iter()
+                .any(|(_, line)| line.starts_with("the call failed"))
+        };
+        while !has_failed() {
+            assert!(Instant::now() < until, "the call goes on");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Every block is free, within the few steps that freeing may take.
     pub async fn all_free(&self) {
         let until = Instant::now() + Duration::from_secs(30);
@@ -132,8 +147,8 @@ pub fn prebuilt(name: &str) -> Vec<u8> {
     std::fs::read(format!("../../tenants/prebuilt/{name}.wasm")).unwrap()
 }
 
-pub fn request(kind: RequestKind, policy: Policy) -> Request {
-    Request {
+pub fn request(kind: RequestKind, policy: Policy) -> CallRequest {
+    CallRequest {
         id: "req-1".into(),
         kind: kind.into(),
         model: "scripted".into(),
@@ -143,7 +158,7 @@ pub fn request(kind: RequestKind, policy: Policy) -> Request {
     }
 }
 
-pub fn chat(text: &str, policy: Policy) -> Request {
+pub fn chat(text: &str, policy: Policy) -> CallRequest {
     let message = ChatMessage {
         role: "user".into(),
         content: text.into(),
@@ -160,7 +175,7 @@ pub fn chat(text: &str, policy: Policy) -> Request {
     )
 }
 
-pub fn call(name: &str, parameters: &str) -> Request {
+pub fn call(name: &str, parameters: &str) -> CallRequest {
     request(
         RequestKind::Function {
             name: name.into(),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use realm_engine::text::ChatMessage;
 use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Policy};
 use realm_sandbox::{
-    Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, Request, RequestKind, Sandbox,
+    CallRequest, Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, RequestKind, Sandbox,
     SandboxConfig, Tenant, TenantMemory,
 };
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ pub(super) async fn run(run: Run) -> Result<()> {
             tools: Vec::new(),
         }
     };
-    let request = Request {
+    let request = CallRequest {
         id: "run".to_owned(),
         kind: kind.into(),
         model: name,

@@ -104,28 +104,32 @@ impl TenantBody {
         let TenantBody {
             bytes,
             mut charge,
-            _place,
+            _place: place,
         } = self;
         let is_large = bytes.len() > LARGE_BYTES;
         // First among the tenant's own, so that a tenant has one in the line of all.
-        let _turns = match is_large {
+        let turns = match is_large {
             true => Some((
-                tenant.bodies.parsing.acquire().await,
-                app.parsing.acquire().await,
+                Arc::clone(&tenant.bodies.parsing).acquire_owned().await,
+                Arc::clone(&app.parsing).acquire_owned().await,
             )),
             false => None,
         };
         if !charge.resize(bytes.len() * (1 + PARSE_FACTOR)) {
             return Err(ApiError::memory_in_use());
         }
-        // The bytes go with the parser, as soon as it is done.
-        let parse = move || parse(&bytes);
-        let parsed = if is_large {
-            let parsed = background::run(parse).await;
-            parsed.map_err(|error| ApiError::internal(&error))??
-        } else {
-            parse()?
+        // The charge and the turns are the parser's: it goes on to its end when the client hangs up. The bytes go with it.
+        let parse = move || {
+            let _turns = (place, turns);
+            (parse(&bytes), charge)
         };
+        let (parsed, mut charge) = if is_large {
+            let parsed = background::run(parse).await;
+            parsed.map_err(|error| ApiError::internal(&error))?
+        } else {
+            parse()
+        };
+        let parsed = parsed?;
         if !charge.resize(heap_bytes(&parsed)) {
             return Err(ApiError::memory_in_use());
         }

@@ -9,7 +9,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use realm_engine::{EMBED_TEXTS_MAX, EngineError, Owner};
-use realm_sandbox::{CallError, GuestError};
+use realm_sandbox::{CallError, GuestError, MemoryCharge};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ pub(super) async fn embed(
     if !charge.resize(charge.bytes() + vector_bytes) {
         return Err(ApiError::memory_in_use());
     }
-    let inputs = tokens(model, request.input.0).await?;
+    let (inputs, charge) = tokens(tenant, model, request.input.0, charge).await?;
     let count: usize = inputs.iter().map(Vec::len).sum();
     let owner = Owner {
         tenant: tenant.row.id,
@@ -103,16 +103,22 @@ fn heap_bytes(request: &EmbeddingRequest) -> usize {
     request.model.capacity() + list + request.input.0.iter().map(input).sum::<usize>()
 }
 
-/// Texts become tokens on a thread that may take its time.
-async fn tokens(model: &EmbeddingModel, inputs: Vec<TextOrTokens>) -> ApiResult<Vec<Vec<u32>>> {
+/// Texts become tokens on a thread that may take its time. The charge stays with it until it is done.
+async fn tokens(
+    tenant: &TenantEntry,
+    model: &EmbeddingModel,
+    inputs: Vec<TextOrTokens>,
+    charge: MemoryCharge,
+) -> ApiResult<(Vec<Vec<u32>>, MemoryCharge)> {
     let client = model.client.clone();
     let tokens = move |input| match input {
         TextOrTokens::Text(text) => client.encode(&text).map_err(refused),
         TextOrTokens::Tokens(tokens) => Ok(tokens),
     };
-    tokio::task::spawn_blocking(move || inputs.into_iter().map(tokens).collect())
-        .await
-        .map_err(|error| ApiError::internal(&error))?
+    let work = move || inputs.into_iter().map(tokens).collect::<ApiResult<_>>();
+    let done = tenant.memory.run_blocking(charge, work).await;
+    let (tokens, charge) = done.map_err(|error| ApiError::internal(&error))?;
+    Ok((tokens?, charge))
 }
 
 fn refused(error: EngineError) -> ApiError {

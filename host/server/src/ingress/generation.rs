@@ -6,7 +6,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 use crate::state::{Admission, App, TenantEntry};
 use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
-use realm_sandbox::{Invocation, MemoryCharge, ReplyEvent, Request, RequestKind};
+use realm_sandbox::{CallRequest, Invocation, MemoryCharge, ReplyEvent, RequestKind, SharedKind};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +18,6 @@ pub(super) struct Generation {
     /// What follows from an event and has not been given yet.
     pending: VecDeque<GenerationEvent>,
     meter: Meter,
-    /// What the request holds, until the component has ended.
-    _charge: MemoryCharge,
     _admission: Admission,
 }
 
@@ -86,9 +84,9 @@ impl Generation {
         start: Start,
     ) -> Generation {
         let caller = app.tenant_of(tenant);
-        let request = Request {
+        let request = CallRequest {
             id: start.id,
-            kind: start.kind.into(),
+            kind: SharedKind::charged(start.kind, start.charge),
             model: target.base.name.clone(),
             policy: start.policy,
             choices: start.choices,
@@ -100,13 +98,13 @@ impl Generation {
             route: start.route,
             started: start.started,
             last_delta: None,
+            measured: 0,
         };
         Generation {
             invocation: app.sandbox.invoke(&target.workflow, &caller, request),
             choices: vec![ChoiceState::default(); start.choices as usize],
             pending: VecDeque::new(),
             meter,
-            _charge: start.charge,
             _admission: start.admission,
         }
     }
@@ -125,7 +123,7 @@ impl Generation {
                 .next()
                 .await
                 .ok_or_else(|| ApiError::internal("a call ended without its end"))?;
-            self.meter.see(&event);
+            self.meter.see(&event, self.invocation.usage().completion);
             self.take(event)?;
         }
     }
@@ -189,19 +187,27 @@ struct Meter {
     route: &'static str,
     started: Instant,
     last_delta: Option<Instant>,
+    /// Tokens whose time has been measured.
+    measured: u32,
 }
 
 impl Meter {
-    fn see(&mut self, event: &ReplyEvent) {
+    /// `made` is how many tokens the engine has made for the call so far.
+    fn see(&mut self, event: &ReplyEvent, made: u32) {
         match event {
-            ReplyEvent::Delta { tokens, .. } => self.delta(tokens.len()),
+            ReplyEvent::Delta { tokens, .. } => {
+                let unmeasured = made.saturating_sub(self.measured);
+                self.delta(unmeasured.min(u32::try_from(tokens.len()).unwrap_or(u32::MAX)));
+            }
             ReplyEvent::End(Err(error)) => self.failed(error.code()),
             ReplyEvent::End(Ok(_)) | ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
         }
     }
 
-    fn delta(&mut self, tokens: usize) {
+    /// A piece of the answer with so many tokens that the engine has made and that were not measured yet.
+    fn delta(&mut self, tokens: u32) {
         let (tenant, now) = ([self.tenant.as_str()], Instant::now());
+        self.measured += tokens;
         match self.last_delta.replace(now) {
             None => {
                 let seconds = (now - self.started).as_secs_f64();
@@ -210,7 +216,7 @@ impl Meter {
             }
             Some(last) if tokens > 0 => {
                 // A piece of several tokens was late by its first; the others came with it.
-                let seconds = (now - last).as_secs_f64() / tokens as f64;
+                let seconds = (now - last).as_secs_f64() / f64::from(tokens);
                 let histogram = self.metrics.inter_token_seconds.with_label_values(&tenant);
                 (0..tokens).for_each(|_| histogram.observe(seconds));
             }
@@ -231,5 +237,43 @@ impl Drop for Meter {
             .request_seconds
             .with_label_values(&[self.route])
             .observe(seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_between_tokens_is_that_of_tokens_the_engine_made() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let mut meter = Meter {
+            metrics: Arc::clone(&metrics),
+            tenant: "acme".to_owned(),
+            route: "chat_completions",
+            started: Instant::now(),
+            last_delta: None,
+            measured: 0,
+        };
+        let claimed = |tokens: usize| ReplyEvent::Delta {
+            choice: 0,
+            text: "x".to_owned(),
+            tokens: vec![1; tokens],
+            logprobs: Vec::new(),
+        };
+        let histogram = metrics.inter_token_seconds.with_label_values(&["acme"]);
+        // What is claimed, and what was made by then: the first piece is the first token's.
+        for (tokens, made, measured) in [
+            (1, 1, 0),
+            (500_000, 1, 0),
+            (3, 4, 3),
+            (500_000, 6, 5),
+            (0, 9, 5),
+            (2, 9, 7),
+        ] {
+            meter.see(&claimed(tokens), made);
+            let count = histogram.get_sample_count();
+            assert_eq!(count, measured, "{tokens} claimed, {made} made");
+        }
     }
 }
