@@ -225,7 +225,8 @@ impl Iterator for Events {
                 return None;
             }
             return Some(
-                serde_json::from_str(data).with_context(|| format!("event {data:?} is no JSON")),
+                serde_json::from_str(data)
+                    .with_context(|| format!("event {data:?} is not valid JSON")),
             );
         }
     }

@@ -7,5 +7,6 @@ pub mod http;
 pub mod metrics;
 pub mod paths;
 pub mod python;
+pub mod raw;
 pub mod server;
 pub mod socket;

@@ -349,8 +349,8 @@ fn ready_line(child: &mut Child) -> Result<Value> {
     let line = receiver
         .recv_timeout(READY_WAIT)
         .context("no ready line on stdout")?;
-    let ready: Value =
-        serde_json::from_str(&line).with_context(|| format!("ready line {line:?} is no JSON"))?;
+    let ready: Value = serde_json::from_str(&line)
+        .with_context(|| format!("ready line {line:?} is not valid JSON"))?;
     ensure!(
         ready["ready"] == true,
         "the first line is not the ready line: {line}"

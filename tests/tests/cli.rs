@@ -120,79 +120,86 @@ fn doctor_looks_the_machine_over() -> Result<()> {
     Ok(())
 }
 
+/// `realm` with these arguments, as the operator of `server`.
+fn operator(server: &Server, arguments: &[&str]) -> Result<Output> {
+    let output = command()?
+        .args(arguments)
+        .args(["--admin-url", server.admin().base()])
+        .env("REALM_ADMIN_TOKEN", ADMIN_TOKEN)
+        .output()?;
+    Ok(output)
+}
+
+/// What it prints; a failure is an error.
+fn ok(server: &Server, arguments: &[&str]) -> Result<String> {
+    let output = operator(server, arguments)?;
+    let said = both(&output);
+    ensure!(output.status.success(), "realm {arguments:?}: {said}");
+    Ok(stdout(&output))
+}
+
+/// The key in what `realm key create` prints.
+fn key_in(printed: &str) -> Result<&str> {
+    let mut words = printed.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+    let key = words.find(|word| word.starts_with("rk_"));
+    key.with_context(|| format!("no key in {printed:?}"))
+}
+
 #[test]
-fn tenant_key_and_workflow_commands_do_what_the_admin_api_does() -> Result<()> {
+fn tenant_and_key_commands_do_what_the_admin_api_does() -> Result<()> {
     let server = Server::start()?;
-    let realm = |arguments: &[&str]| -> Result<Output> {
-        let output = command()?
-            .args(arguments)
-            .args(["--admin-url", server.admin().base()])
-            .env("REALM_ADMIN_TOKEN", ADMIN_TOKEN)
-            .output()?;
-        Ok(output)
-    };
-    let ok = |arguments: &[&str]| -> Result<String> {
-        let output = realm(arguments)?;
-        ensure!(
-            output.status.success(),
-            "realm {arguments:?}: {}",
-            both(&output)
-        );
-        Ok(stdout(&output))
-    };
+    let ok = |arguments: &[&str]| ok(&server, arguments);
     ok(&["tenant", "create", "acme"])?;
     assert!(ok(&["tenant", "list"])?.contains("acme"));
     let created = ok(&["key", "create", "acme"])?;
-    let key = created
-        .split(|c: char| c != '_' && !c.is_ascii_alphanumeric())
-        .find(|word| word.starts_with("rk_"));
-    let http = server.http(Some(key.with_context(|| format!("no key in {created:?}"))?));
-    assert_eq!(
-        http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 2))?
-            .status,
-        200
-    );
-
-    let component = paths::repository().join("tenants/prebuilt/passthrough.wasm");
-    let component = component.to_str().context("a plain path")?;
-    ok(&["workflow", "push", "acme", "own", component])?;
-    assert_eq!(
-        http.post("/v1/chat/completions", &chat_body("own", "Hello", 2))?
-            .status,
-        404,
-        "pushed, not active"
-    );
-    ok(&["workflow", "activate", "acme", "own", "1"])?;
-    assert_eq!(
-        http.post("/v1/chat/completions", &chat_body("own", "Hello", 2))?
-            .status,
-        200
-    );
-    ok(&["workflow", "push", "acme", "own", component, "--activate"])?;
-    assert!(ok(&["workflow", "list", "acme"])?.contains("own"));
-    ok(&["workflow", "rollback", "acme", "own"])?;
-    assert_eq!(
-        http.post("/v1/chat/completions", &chat_body("own", "Hello", 2))?
-            .status,
-        200
-    );
+    let http = server.http(Some(key_in(&created)?));
+    let reply = http.post("/v1/chat/completions", &chat_body(MODEL, "Hello", 2))?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
 
     let keys = server.admin().get("/admin/v1/tenants/acme/keys")?.ok()?;
-    let id = keys["keys"][0]["id"]
-        .as_str()
-        .with_context(|| format!("no id in {keys}"))?;
+    let id = keys["keys"][0]["id"].as_str();
+    let id = id.with_context(|| format!("no id in {keys}"))?;
+    assert!(ok(&["key", "list", "acme"])?.contains(id));
     ok(&["key", "revoke", "acme", id])?;
     assert_eq!(http.get("/v1/models")?.status, 401);
     ok(&["tenant", "delete", "acme"])?;
     assert!(!ok(&["tenant", "list"])?.contains("acme"));
 
-    let refused = realm(&["tenant", "delete", "acme"])?;
+    let refused = operator(&server, &["tenant", "delete", "acme"])?;
     assert_eq!(
         refused.status.code(),
         Some(1),
         "what the server refuses is an error here: {}",
         both(&refused)
     );
+    Ok(())
+}
+
+#[test]
+fn workflow_commands_do_what_the_admin_api_does() -> Result<()> {
+    let server = Server::start()?;
+    let ok = |arguments: &[&str]| ok(&server, arguments);
+    let http = server.tenant("acme")?.http;
+    let status = || -> Result<u16> {
+        let reply = http.post("/v1/chat/completions", &chat_body("own", "Hello", 2))?;
+        Ok(reply.status)
+    };
+    let component = paths::repository().join("tenants/prebuilt/passthrough.wasm");
+    let component = component.to_str().context("a plain path")?;
+    ok(&["workflow", "push", "acme", "own", component])?;
+    assert_eq!(status()?, 404, "pushed, not active");
+    ok(&["workflow", "activate", "acme", "own", "1"])?;
+    assert_eq!(status()?, 200);
+    ok(&["workflow", "push", "acme", "own", component, "--activate"])?;
+    let active = |listed: &str| -> Vec<String> {
+        let lines = listed.lines().filter(|line| line.ends_with("\tactive"));
+        let version = lines.filter_map(|line| line.split('\t').nth(1));
+        version.map(str::to_owned).collect()
+    };
+    assert_eq!(active(&ok(&["workflow", "list", "acme"])?), ["2"]);
+    ok(&["workflow", "rollback", "acme", "own"])?;
+    assert_eq!(active(&ok(&["workflow", "list", "acme"])?), ["1"]);
+    assert_eq!(status()?, 200);
     Ok(())
 }
 

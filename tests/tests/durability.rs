@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
 use realm_tests::paths;
 use realm_tests::server::{DataDir, Server, chat_body};
 use rustix::process::Signal;
@@ -25,7 +26,7 @@ struct Acknowledged {
 fn no_acknowledged_upload_is_lost_when_the_process_is_killed() -> Result<()> {
     let component = paths::prebuilt("passthrough")?;
     let data = DataDir::new()?;
-    let mut random = Random(SEED);
+    let mut random = Rng::with_seed(SEED); // the same kills every time
     let mut acknowledged: Vec<Acknowledged> = Vec::new();
     let mut active: Active = None; // the version whose activation was acknowledged last
     let mut serial = 0;
@@ -38,7 +39,7 @@ fn no_acknowledged_upload_is_lost_when_the_process_is_killed() -> Result<()> {
     active = activated.or(active);
     let span = began.elapsed() * UPLOADS_BEFORE_KILL;
     for round in 0..KILLS {
-        let after = random.below(u64::try_from(span.as_micros())?);
+        let after = random.u64(..u64::try_from(span.as_micros())?);
         let kill_at = Instant::now() + Duration::from_micros(after);
         std::thread::scope(|scope| -> Result<()> {
             let uploads = scope.spawn(|| upload_until_gone(&server, &component, &mut serial));
@@ -205,17 +206,4 @@ fn with_custom_section(component: &[u8], content: &[u8; 4]) -> Vec<u8> {
 
 fn hex(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
-}
-
-/// splitmix64: the same kills every time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
 }

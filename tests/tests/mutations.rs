@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
 use realm_tests::server::{MODEL, Server, Tenant, chat_body};
 use realm_tests::socket::Socket;
 use serde_json::{Value, json};
@@ -15,20 +16,16 @@ const ROUTES: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embed
 /// Statuses that a request of any content may be answered with (docs/wire.md). Overload is none: one request at a time.
 const ALLOWED: [u16; 8] = [200, 400, 403, 404, 408, 413, 422, 429];
 
-/// SplitMix64: enough randomness, the same on every machine.
-struct Random(u64);
+/// Makes damage, the same on every machine.
+struct Damage(Rng);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+impl Damage {
+    fn seeded(seed: u64) -> Damage {
+        Damage(Rng::with_seed(seed))
     }
 
     fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        self.0.usize(..end)
     }
 
     /// A value of any type, absurd ones among them.
@@ -131,7 +128,7 @@ fn full_body() -> Value {
 }
 
 /// The fields that one route reads, damaged in up to two places; text often damaged further.
-fn body(route: &str, random: &mut Random) -> Vec<u8> {
+fn body(route: &str, random: &mut Damage) -> Vec<u8> {
     let mut body = full_body();
     let fields = body.as_object_mut().expect("an object");
     let others: &[&str] = match route {
@@ -179,7 +176,7 @@ fn damaged_bodies_get_a_documented_status_and_disturb_nobody() -> Result<()> {
     let mut seen = std::collections::BTreeMap::new();
     for route in ROUTES {
         for seed in 0..BODIES {
-            let bytes = body(route, &mut Random(seed));
+            let bytes = body(route, &mut Damage::seeded(seed));
             let sent = String::from_utf8_lossy(&bytes).into_owned();
             let reply = sender
                 .http
@@ -210,7 +207,7 @@ fn damaged_bodies_get_a_documented_status_and_disturb_nobody() -> Result<()> {
 }
 
 /// A call or a frame of another kind, damaged.
-fn frame(random: &mut Random) -> Message {
+fn frame(random: &mut Damage) -> Message {
     let mut frame = match random.below(5) {
         0 => {
             json!({"id": "1", "function": "generate", "params": {"prompt": "Once", "max_tokens": 2, "stop": ["e"]}})
@@ -251,7 +248,7 @@ async fn damaged_frames_are_answered_or_end_their_own_connection_only() -> Resul
     let (sender, other) = (server.tenant("sender")?, server.tenant("other")?);
     let undisturbed = tokio::task::block_in_place(|| bystander(&other))?;
     let mut beside = Socket::connect(server.url(), Some(&other.key)).await?;
-    let mut random = Random(0);
+    let mut random = Damage::seeded(0);
     let (mut errors, mut connections) = (0, 0);
     let mut sent = 0;
     while sent < FRAMES {

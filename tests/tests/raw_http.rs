@@ -3,68 +3,14 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
-use realm_tests::server::{MODEL, Server, Tenant, chat_body};
+use realm_tests::paths;
+use realm_tests::raw::{Answer, answer, connect, is_closed};
+use realm_tests::server::{ADMIN_TOKEN, MODEL, Server, Tenant, chat_body};
 use realm_tests::socket::Socket;
-use serde_json::json;
-use std::io::{ErrorKind, Read, Write};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
-
-/// Nothing here takes long; a server that hangs fails the test.
-const ANSWER_WAIT: Duration = Duration::from_secs(60);
-
-/// An answer as it stood on the wire.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-fn connect(server: &Server) -> Result<TcpStream> {
-    let stream = TcpStream::connect(server.url().trim_start_matches("http://"))?;
-    stream.set_read_timeout(Some(ANSWER_WAIT))?;
-    Ok(stream)
-}
-
-/// Reads one answer: its head, and as much of a body as it announces.
-fn answer(stream: &mut TcpStream) -> Result<Answer> {
-    let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "))
-                .map_or(Ok(0), str::parse::<usize>)?;
-            if bytes.len() >= end + 4 + length {
-                let status = head.split(' ').nth(1).context("a status line")?;
-                return Ok(Answer {
-                    status: status.parse()?,
-                    body: String::from_utf8_lossy(&bytes[end + 4..end + 4 + length]).into_owned(),
-                    head,
-                });
-            }
-        }
-        let count = stream.read(&mut piece).context("reading an answer")?;
-        ensure!(
-            count > 0,
-            "closed after {:?}",
-            String::from_utf8_lossy(&bytes)
-        );
-        bytes.extend_from_slice(&piece[..count]);
-    }
-}
-
-/// Whether the server has closed the connection, or does so without sending more.
-fn is_closed(stream: &mut TcpStream) -> Result<bool> {
-    match stream.read(&mut [0; 64]) {
-        Ok(count) => Ok(count == 0),
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
-        Err(error) => Err(error.into()),
-    }
-}
 
 fn head(tenant: &Tenant, more: &str) -> String {
     format!(
@@ -75,7 +21,7 @@ fn head(tenant: &Tenant, more: &str) -> String {
 
 /// Sends bytes and reads the answer.
 fn exchange(server: &Server, bytes: &[u8]) -> Result<(Answer, TcpStream)> {
-    let mut stream = connect(server)?;
+    let mut stream = connect(server.url())?;
     stream.write_all(bytes)?;
     Ok((answer(&mut stream)?, stream))
 }
@@ -137,6 +83,7 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
     for length in [
         "4194305",
         "10000000000",
+        "1000000000000000000",
         "9223372036854775807",
         "18446744073709551613",
     ] {
@@ -155,7 +102,7 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
     ensure!(refused.status == 417, "{refused:?}");
 
     let body = chat(1);
-    let mut stream = connect(&server)?;
+    let mut stream = connect(server.url())?;
     let length = format!("content-length: {}\r\nexpect: 100-continue\r\n", body.len());
     stream.write_all(head(&tenant, &length).as_bytes())?;
     ensure!(answer(&mut stream)?.status == 100, "the body is asked for");
@@ -165,7 +112,7 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
     let many = "x-a: b\r\n".repeat(1000);
     let long = format!("x-a: {}\r\n", "b".repeat(200_000));
     for headers in [many, long] {
-        let mut stream = connect(&server)?;
+        let mut stream = connect(server.url())?;
         // The server may hang up while the client still sends.
         let _ = stream.write_all(head(&tenant, &headers).as_bytes());
         let refused = answer(&mut stream)?;
@@ -188,11 +135,52 @@ fn absurd_announcements_get_their_status_before_anything_is_read() -> Result<()>
 }
 
 #[test]
+fn every_refusal_is_json_in_plain_words() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let key = format!("host: realm\r\nauthorization: Bearer {}\r\n", tenant.key);
+    let handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n";
+    let nonce = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (request, more, status) in [
+        ("GET /v1/models/%ff%fe HTTP/1.1", "", 400),
+        ("GET /v1/models/%00%0d%0a HTTP/1.1", "", 404),
+        ("GET /nothing HTTP/1.1", "", 404),
+        ("GET http://evil.example.com/v1/nothing HTTP/1.1", "", 404),
+        ("DELETE /v1/models HTTP/1.1", "", 405),
+        ("GET /ws HTTP/1.1", "", 400),
+        ("POST /ws HTTP/1.1", handshake, 405),
+        ("GET /ws HTTP/1.1", handshake, 400),
+        ("GET /ws HTTP/1.0", &format!("{handshake}{nonce}"), 426),
+    ] {
+        let asked = format!("{request}\r\n{key}{more}\r\n");
+        let (refused, _) = exchange(&server, asked.as_bytes())?;
+        ensure!(refused.status == status, "{request}: {refused:?}");
+        let error = &serde_json::from_str::<Value>(&refused.body)
+            .with_context(|| format!("{request}: {refused:?}"))?["error"];
+        ensure!(
+            error["message"].is_string() && error["code"].is_string(),
+            "{request}: {refused:?}"
+        );
+    }
+    let mut admin = connect(server.admin().base())?;
+    write!(
+        admin,
+        "GET /admin/v1/tenants/%ff/keys HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
+    )?;
+    let refused = answer(&mut admin)?;
+    ensure!(
+        refused.status == 400 && refused.body.contains("invalid_request"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
     let server = Server::start()?;
     let tenant = server.tenant("acme")?;
     for round in 0..10 {
-        let mut stream = connect(&server)?;
+        let mut stream = connect(server.url())?;
         let asked = head(&tenant, "content-length: 8388608\r\n");
         stream.write_all(asked.as_bytes())?;
         stream
@@ -207,7 +195,7 @@ fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
 fn a_body_that_breaks_off_is_a_400_and_its_place_is_free() -> Result<()> {
     let server = Server::start_configured("tenant_requests_max = 1\n")?;
     let tenant = server.tenant("acme")?;
-    let mut stream = connect(&server)?;
+    let mut stream = connect(server.url())?;
     stream.write_all(head(&tenant, "content-length: 100\r\n").as_bytes())?;
     stream.write_all(b"{\"model\":")?;
     stream.shutdown(Shutdown::Write)?;
@@ -228,6 +216,116 @@ fn a_body_that_breaks_off_is_a_400_and_its_place_is_free() -> Result<()> {
 }
 
 #[test]
+fn a_body_that_does_not_arrive_is_a_408_however_it_trickles() -> Result<()> {
+    let server = Server::start_configured("body_ms_max = 300\ntenant_requests_max = 1\n")?;
+    let tenant = server.tenant("acme")?;
+    for framing in [
+        "content-length: 1000000\r\n",
+        "transfer-encoding: chunked\r\n",
+    ] {
+        let mut stream = connect(server.url())?;
+        stream.write_all(head(&tenant, framing).as_bytes())?;
+        let mut sender = stream.try_clone()?;
+        // One more byte every so often must not buy more time. It ends when the server hangs up.
+        let trickle = std::thread::spawn(move || {
+            while sender.write_all(b"1\r\n \r\n").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let refused = answer(&mut stream)?;
+        ensure!(
+            refused.status == 408 && refused.body.contains("within 300ms"),
+            "{framing:?}: {refused:?}"
+        );
+        ensure!(is_closed(&mut stream)?, "what comes late is no request");
+        drop(stream);
+        ensure!(trickle.join().is_ok());
+        server.until("its place is free", |metrics| {
+            metrics.sum("realm_requests_in_flight") == Some(0.0)
+        })?;
+    }
+    let upload = "/admin/v1/tenants/acme/workflows/flow/versions";
+    let mut stream = connect(server.admin().base())?;
+    write!(
+        stream,
+        "POST {upload} HTTP/1.1\r\nhost: realm\r\nauthorization: Bearer {ADMIN_TOKEN}\r\ncontent-length: 9\r\n\r\n"
+    )?;
+    let refused = answer(&mut stream)?;
+    ensure!(refused.status == 408, "an upload, too: {refused:?}");
+    Ok(())
+}
+
+#[test]
+fn chunks_are_held_to_the_limit_whatever_they_announce() -> Result<()> {
+    let server = Server::start_configured("body_ms_max = 300\n")?;
+    let tenant = server.tenant("acme")?;
+    let chunked = head(&tenant, "transfer-encoding: chunked\r\n");
+    let extension = format!("1;{}\r\n{{", "x".repeat(100_000));
+    let (body, trailers) = (chat(1), "x-a: b\r\n".repeat(20_000));
+    let trailers = format!("{:x}\r\n{body}\r\n0\r\n{trailers}\r\n", body.len());
+    for (begin, status) in [
+        ("8000000000000000\r\n{", 408), // as large as there are, and never sent
+        ("ffffffffffffffff\r\n{", 408),
+        ("10000000000000000\r\n{", 400),
+        ("ffffffffffffffffffffffffffffffff\r\n{", 400),
+        ("-1\r\n{", 400),
+        ("0x1\r\n{", 400),
+        ("\r\n{", 400),
+        ("1\n{", 400),
+        ("1\r\n{}\r\n", 400), // longer than it said
+        (&extension, 400),
+        (&trailers, 400),
+    ] {
+        let mut stream = connect(server.url())?;
+        // The server may hang up while the client still sends.
+        let _ = stream.write_all(format!("{chunked}{begin}").as_bytes());
+        let refused = answer(&mut stream)?;
+        let begin = &begin[..begin.len().min(40)];
+        ensure!(refused.status == status, "{begin:?}: {refused:?}");
+        ensure!(
+            is_closed(&mut stream)?,
+            "{begin:?}: nothing is read after it"
+        );
+    }
+    let mut stream = connect(server.url())?;
+    stream.write_all(format!("{chunked}8000000000000000\r\n").as_bytes())?;
+    let _ = stream.write_all(&vec![b' '; (4 << 20) + 1]);
+    let refused = answer(&mut stream)?;
+    ensure!(
+        refused.status == 413,
+        "as soon as it is too much: {refused:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_has_nothing_to_say_says_so() -> Result<()> {
+    let server = Server::start_configured("keep_alive_ms = 50\n")?;
+    let tenant = server.tenant("acme")?;
+    server.deploy("acme", "silent", &paths::guest("loop_forever")?)?;
+    let mut body = chat_body("silent", "Hello", 1);
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    let mut stream = connect(server.url())?;
+    let length = format!("content-length: {}\r\n", body.len());
+    stream.write_all(format!("{}{body}", head(&tenant, &length)).as_bytes())?;
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().context("a status line")??;
+    ensure!(first == "HTTP/1.1 200 OK", "{first}");
+    let mut comments = 0;
+    while comments < 3 {
+        let line = lines.next().context("the stream goes on")??;
+        ensure!(!line.starts_with("data:"), "it has nothing to say: {line}");
+        comments += u32::from(line == ": keep-alive");
+    }
+    drop(lines);
+    server.until("the call ends with its client", |metrics| {
+        metrics.sum("realm_requests_in_flight") == Some(0.0)
+    })?;
+    Ok(())
+}
+
+#[test]
 fn silent_and_half_said_connections_shut_nobody_out() -> Result<()> {
     let mut server = Server::start_configured("connections_max = 64\n")?;
     let tenant = server.tenant("acme")?;
@@ -238,7 +336,7 @@ fn silent_and_half_said_connections_shut_nobody_out() -> Result<()> {
     stream.next().context("the stream begins")??;
     let mut idle = Vec::new();
     for index in 0..1000 {
-        let mut silent = connect(&server)?;
+        let mut silent = connect(server.url())?;
         // Some say half of something, and some ask and never read; all are strangers.
         let said: &[u8] = match index % 4 {
             0 => b"",
@@ -271,7 +369,7 @@ async fn a_websocket_with_a_key_outlasts_silent_connections() -> Result<()> {
     let tenant = server.tenant("acme")?;
     let mut socket = Socket::connect(server.url(), Some(&tenant.key)).await?;
     let _idle = (0..50)
-        .map(|_| connect(&server))
+        .map(|_| connect(server.url()))
         .collect::<Result<Vec<_>>>()?;
     let answered = socket.call("1", "health", json!({})).await?;
     ensure!(answered["status"] == "complete", "{answered}");

@@ -22,13 +22,13 @@ pub(crate) struct Options {
     /// Print one line of JSON with the addresses and keys once ready, and nothing else on standard output.
     #[arg(long, conflicts_with = "once")]
     json: bool,
-    /// Port of the data plane; 0 takes a free one.
+    /// Port of the data plane; 0 picks a free one.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Port of the admin plane; 0 takes a free one.
+    /// Port of the admin plane; 0 picks a free one.
     #[arg(long, default_value_t = 8081)]
     admin_port: u16,
-    /// Folder that holds all state; made if missing. Default: `.realm` in the checkout.
+    /// Folder that holds all state; created if it does not exist [default: `.realm` in the checkout].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Serve this GGUF file instead of the default model.

@@ -4,12 +4,17 @@
 //! table it is `limits.cpu_ms_max` and `REALM_LIMITS__CPU_MS_MAX`. Every key has a variable, those of [`Flags`] also have a
 //! flag. An unknown key is refused by its name. `docs/configuration.md` lists them all, and a test holds it to that.
 
+mod flags;
+
+pub use flags::Flags;
+
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use realm_sandbox::{COMPONENT_BYTES_MAX, Limits};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Variables with our prefix that are not settings of the server: they belong to clients, tests and this loader.
 const NOT_SETTINGS: [&str; 9] = [
@@ -31,9 +36,9 @@ const UPLOAD_MIB_MAX: u64 = (COMPONENT_BYTES_MAX >> 20) as u64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Address for clients; port 0 takes a free port.
+    /// Address for clients; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Address for the operator; port 0 takes a free port.
+    /// Address for the operator; port 0 picks a free one.
     pub admin_listen: SocketAddr,
     /// The folder that holds all state; created if it does not exist.
     pub data_dir: PathBuf,
@@ -69,8 +74,12 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Origins whose pages may call the API from a browser; `*` is all of them, an empty list none.
     pub cors_origins: Vec<String>,
+    /// How long a request's body may take to arrive, so that slow senders do not hold places.
+    pub body_ms_max: u64,
     /// How long a client may take nothing of what is written to it before it is hung up on.
     pub write_ms_max: u64,
+    /// How often a stream that has nothing to say says so with a comment: clients and proxies give up on silent ones.
+    pub keep_alive_ms: u64,
     /// How long requests in flight may go on after the server was told to stop.
     pub drain_ms: u64,
     /// Connections at once, on each of the two addresses.
@@ -156,6 +165,18 @@ impl From<Activations> for realm_engine::Activations {
     }
 }
 
+impl Config {
+    /// [`Config::body_ms_max`].
+    pub fn body_wait(&self) -> Duration {
+        Duration::from_millis(self.body_ms_max)
+    }
+
+    /// [`Config::keep_alive_ms`].
+    pub fn keep_alive(&self) -> Duration {
+        Duration::from_millis(self.keep_alive_ms)
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -179,7 +200,9 @@ impl Default for Config {
             queue_max: 256,
             admin_token: None,
             cors_origins: vec!["*".to_owned()],
+            body_ms_max: 30_000,
             write_ms_max: 30_000,
+            keep_alive_ms: 10_000,
             drain_ms: 30_000,
             connections_max: 512,
             tenant_sockets_max: 128,
@@ -224,75 +247,6 @@ impl CallLimits {
             ..Limits::default()
         }
     }
-}
-
-/// The flags that are settings. A flag that was not given says nothing.
-#[derive(Clone, Debug, Default, clap::Args, Serialize)]
-pub struct Flags {
-    /// Address for clients; port 0 takes a free port [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDRESS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<String>,
-    /// Address for the operator; port 0 takes a free port [default: 127.0.0.1:8081]
-    #[arg(long, value_name = "ADDRESS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub admin_listen: Option<String>,
-    /// Folder that holds all state; created if it does not exist [default: .realm]
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub data_dir: Option<PathBuf>,
-    /// GGUF file to serve
-    #[arg(long, value_name = "PATH")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<PathBuf>,
-    /// Name that clients use for the model [default: derived from the file name]
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model_name: Option<String>,
-    /// GGUF file of an embedding model, served beside the other
-    #[arg(long, value_name = "PATH")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedding_model: Option<PathBuf>,
-    /// Name that clients use for that model [default: derived from the file name]
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedding_model_name: Option<String>,
-    /// Threads to compute with; 0 means one per processor
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threads: Option<usize>,
-    /// Memory for the keys and values of all sequences, in MiB [default: 1024]
-    #[arg(long, value_name = "MIB")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_memory_mib: Option<u64>,
-    /// How keys and values are stored [default: f16]
-    #[arg(long, value_name = "TYPE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_type: Option<KvType>,
-    /// Longest sequence, in tokens [default: the model's context length]
-    #[arg(long, value_name = "TOKENS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub context_max: Option<u32>,
-    /// Precision of activations [default: mixed]
-    #[arg(long, value_name = "BITS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub activations: Option<Activations>,
-    /// Folder in which repacked weights are kept for the next start [default: none; every start repacks]
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub packed_dir: Option<PathBuf>,
-    /// Most tokens computed in one step [default: 256]
-    #[arg(long, value_name = "TOKENS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub step_tokens_max: Option<u32>,
-    /// The operator's token; safer in REALM_ADMIN_TOKEN, where other users of the machine cannot see it
-    #[arg(long, value_name = "TOKEN")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub admin_token: Option<String>,
-    /// How long requests in progress may continue after the server is told to stop [default: 30000]
-    #[arg(long, value_name = "MS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub drain_ms: Option<u64>,
 }
 
 impl Config {
@@ -343,9 +297,12 @@ impl Config {
         const MIB: u64 = 1 << 24; // 16 TiB
         const COUNT: u64 = 1 << 20;
         let limits = &self.limits;
+        let time = |key, ms: u64| (key, ms, 1, MS);
+        let size = |key, mib: u64| (key, mib, 1, MIB);
+        let count = |key, count: usize| (key, count as u64, 1, COUNT);
         let mut ranges = vec![
             ("threads", self.threads as u64, 0, 4096),
-            ("kv_memory_mib", self.kv_memory_mib, 1, MIB),
+            size("kv_memory_mib", self.kv_memory_mib),
             ("step_tokens_max", self.step_tokens_max.into(), 1, 1 << 16),
             (
                 "sequences_running_max",
@@ -354,44 +311,31 @@ impl Config {
                 1 << 16,
             ),
             ("step_ms_target", self.step_ms_target.into(), 0, MS),
-            (
-                "tenant_sequences_max",
-                self.tenant_sequences_max as u64,
-                1,
-                COUNT,
-            ),
+            count("tenant_sequences_max", self.tenant_sequences_max),
             (
                 "tenant_kv_percent_max",
                 self.tenant_kv_percent_max.into(),
                 1,
                 100,
             ),
-            ("queue_max", self.queue_max as u64, 1, COUNT),
-            ("write_ms_max", self.write_ms_max, 1, MS),
+            count("queue_max", self.queue_max),
+            time("body_ms_max", self.body_ms_max),
+            time("write_ms_max", self.write_ms_max),
+            time("keep_alive_ms", self.keep_alive_ms),
             ("drain_ms", self.drain_ms, 0, MS),
-            ("connections_max", self.connections_max.into(), 1, COUNT),
-            (
-                "tenant_sockets_max",
-                self.tenant_sockets_max.into(),
-                1,
-                COUNT,
-            ),
+            count("connections_max", self.connections_max as usize),
+            count("tenant_sockets_max", self.tenant_sockets_max as usize),
             ("instances_max", self.instances_max.into(), 1, 1 << 14),
-            (
-                "tenant_requests_max",
-                self.tenant_requests_max.into(),
-                1,
-                COUNT,
-            ),
-            ("tenant_memory_mib", self.tenant_memory_mib, 1, MIB),
-            ("compile_memory_mib", self.compile_memory_mib, 1, MIB),
-            ("compile_ms_max", self.compile_ms_max, 1, MS),
+            count("tenant_requests_max", self.tenant_requests_max as usize),
+            size("tenant_memory_mib", self.tenant_memory_mib),
+            size("compile_memory_mib", self.compile_memory_mib),
+            time("compile_ms_max", self.compile_ms_max),
             ("upload_mib_max", self.upload_mib_max, 1, UPLOAD_MIB_MAX),
             // A component's memory has 32-bit addresses.
             ("limits.memory_mib_max", limits.memory_mib_max, 1, 4096),
-            ("limits.cpu_ms_max", limits.cpu_ms_max, 1, MS),
-            ("limits.wall_ms_max", limits.wall_ms_max, 1, MS),
-            ("limits.handles_max", limits.handles_max.into(), 1, COUNT),
+            time("limits.cpu_ms_max", limits.cpu_ms_max),
+            time("limits.wall_ms_max", limits.wall_ms_max),
+            count("limits.handles_max", limits.handles_max as usize),
             ("limits.log_kib_max", limits.log_kib_max, 0, COUNT),
         ];
         let context_max = self.context_max.map(u64::from);
@@ -491,148 +435,4 @@ pub fn model_name_of(path: &Path) -> String {
     clippy::result_large_err,
     reason = "the type of figment's own test helper"
 )]
-mod tests {
-    use super::*;
-    use figment::Jail;
-
-    fn load(flags: &Flags) -> Result<Config, String> {
-        Config::load(Some(Path::new("realm.toml")), flags).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
-        Jail::expect_with(|jail| {
-            jail.clear_env();
-            jail.create_file("realm.toml", "")?;
-            assert_eq!(load(&Flags::default()).unwrap(), Config::default());
-            jail.create_file(
-                "realm.toml",
-                "threads = 2\ndrain_ms = 2\n[limits]\ncpu_ms_max = 2\n",
-            )?;
-            let config = load(&Flags::default()).unwrap();
-            assert_eq!(
-                (config.threads, config.drain_ms, config.limits.cpu_ms_max),
-                (2, 2, 2)
-            );
-            assert_eq!(
-                config.limits.wall_ms_max,
-                CallLimits::default().wall_ms_max,
-                "others of the table stay"
-            );
-            jail.set_env("REALM_THREADS", "3");
-            jail.set_env("REALM_LIMITS__CPU_MS_MAX", "3");
-            let config = load(&Flags::default()).unwrap();
-            assert_eq!(
-                (config.threads, config.drain_ms, config.limits.cpu_ms_max),
-                (3, 2, 3)
-            );
-            let flags = Flags {
-                threads: Some(4),
-                ..Flags::default()
-            };
-            assert_eq!(load(&flags).unwrap().threads, 4);
-            Ok(())
-        });
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        Jail::expect_with(|jail| {
-            jail.clear_env();
-            for (text, key) in [
-                ("lisen = \"127.0.0.1:0\"", "lisen"),
-                ("listen = \"nowhere\"", "listen"),
-                ("threads = \"many\"", "threads"),
-                ("[limits]\nmemory_mib_mx = 4", "memory_mib_mx"),
-                ("[limits]\ncpu_ms_max = 0", "cpu_ms_max"),
-                ("admin_token = \"short\"", "admin_token"),
-                ("upload_mib_max = 17", "upload_mib_max"),
-                ("connections_max = 0", "connections_max"),
-                ("cors_origins = [\"app.example.com\"]", "cors_origins"),
-                ("cors_origins = [\"https://a/b\"]", "cors_origins"),
-                ("context_max = 0", "context_max"),
-            ] {
-                jail.create_file("realm.toml", text)?;
-                let error = load(&Flags::default()).unwrap_err();
-                assert!(error.contains(key), "{text}: {error}");
-            }
-            jail.create_file("realm.toml", "")?;
-            jail.set_env("REALM_MODELS", "/models");
-            assert!(load(&Flags::default()).is_ok(), "not a setting");
-            jail.set_env("REALM_MODLE", "x");
-            assert!(load(&Flags::default()).unwrap_err().contains("modle"));
-            Ok(())
-        });
-    }
-
-    #[test]
-    fn no_number_is_too_large_for_what_is_made_of_it() {
-        let numbers = Config::default().ranges();
-        for (key, value) in keys("", &serde_json::to_value(Config::default()).unwrap()) {
-            let is_checked = numbers.iter().any(|(name, ..)| *name == key);
-            assert_eq!(is_checked, value.is_number(), "{key} has a range");
-        }
-        Jail::expect_with(|jail| {
-            jail.clear_env();
-            for (key, _, _, max) in &numbers {
-                let toml = |value: u64| match key.split_once('.') {
-                    Some((table, key)) => format!("[{table}]\n{key} = {value}\n"),
-                    None => format!("{key} = {value}\n"),
-                };
-                jail.create_file("realm.toml", &toml(*max))?;
-                let config = load(&Flags::default()).unwrap();
-                let far = std::time::Instant::now()
-                    .checked_add(std::time::Duration::from_millis(config.limits.wall_ms_max));
-                assert!(far.is_some());
-                for over in [*max + 1, i64::MAX.unsigned_abs()] {
-                    jail.create_file("realm.toml", &toml(over))?;
-                    let error = load(&Flags::default()).unwrap_err();
-                    assert!(error.contains(key.rsplit('.').next().unwrap()), "{error}");
-                }
-            }
-            Ok(())
-        });
-    }
-
-    /// Every key with its value, those of tables as `table.key`.
-    fn keys(prefix: &str, value: &serde_json::Value) -> Vec<(String, serde_json::Value)> {
-        let Some(table) = value.as_object() else {
-            return vec![(prefix.to_owned(), value.clone())];
-        };
-        let dot = if prefix.is_empty() { "" } else { "." };
-        let entries = table.iter();
-        let entries = entries.flat_map(|(key, value)| keys(&format!("{prefix}{dot}{key}"), value));
-        entries.collect()
-    }
-
-    #[test]
-    fn the_page_lists_every_key_with_its_default_and_whether_it_has_a_flag() {
-        let page = include_str!("../../../docs/configuration.md");
-        let all = keys("", &serde_json::to_value(Config::default()).unwrap());
-        let flags = <Flags as clap::Args>::augment_args(clap::Command::new("flags"));
-        let has_flag = |key: &str| flags.get_arguments().any(|flag| flag.get_id() == key);
-        for (key, value) in &all {
-            let default = if value.is_null() {
-                "none".to_owned()
-            } else {
-                format!("`{value}`")
-            };
-            let flag = if has_flag(key) { " yes" } else { "" };
-            let row = format!("\n| `{key}` | {default} |{flag} | ");
-            assert!(page.contains(&row), "no row {row:?}");
-        }
-        assert_eq!(page.matches("\n| `").count(), all.len(), "and no other");
-    }
-
-    #[test]
-    fn a_model_is_called_by_its_file_without_the_quantisation() {
-        for (file, name) in [
-            ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
-            ("gemma-3-270m-q4_k_m.gguf", "gemma-3-270m"),
-            ("/a/qwen3.gguf", "qwen3"),
-            ("model-f16.gguf", "model"),
-        ] {
-            assert_eq!(model_name_of(Path::new(file)), name);
-        }
-    }
-}
+mod tests;

@@ -253,11 +253,8 @@ async fn serve(
     // Tokens go out one by one; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
     let asked = watch::Sender::new(false);
-    let (router, mark, carried) = (
-        TowerToHyperService::new(router),
-        asked.clone(),
-        connection.clone(),
-    );
+    let router = TowerToHyperService::new(router);
+    let (mark, carried) = (asked.clone(), connection.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         mark.send_replace(true);
         // With a length beside it, of which nothing may be left by now, only the end of the connection is safe.

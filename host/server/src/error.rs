@@ -2,11 +2,13 @@
 
 use crate::registry::{BlobError, CatalogError};
 use axum::Json;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use realm_sandbox::{CallError, GuestError};
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// An error as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,12 +193,12 @@ impl ApiError {
     }
 
     /// The body takes too long to arrive.
-    pub fn body_timeout(seconds: u64) -> ApiError {
+    pub fn body_timeout(wait: Duration) -> ApiError {
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "invalid_request_error",
             "request_timeout",
-            format!("the request body did not arrive within {seconds} s"),
+            format!("the request body did not arrive within {wait:?}"),
         )
     }
 
@@ -328,6 +330,21 @@ impl From<CatalogError> for ApiError {
     }
 }
 
+impl From<WebSocketUpgradeRejection> for ApiError {
+    fn from(rejection: WebSocketUpgradeRejection) -> ApiError {
+        let message = format!(
+            "this is not a valid WebSocket handshake: {}",
+            rejection.body_text()
+        );
+        ApiError::new(
+            rejection.status(),
+            "invalid_request_error",
+            "invalid_request",
+            message,
+        )
+    }
+}
+
 impl From<BlobError> for ApiError {
     fn from(error: BlobError) -> ApiError {
         ApiError::internal(&chain(&error))
@@ -355,47 +372,46 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    fn status_kind_and_code(error: CallError) -> (u16, &'static str, String) {
+        let mapped = ApiError::from(error);
+        assert!(!mapped.message.contains("secret"), "{}", mapped.message);
+        (
+            mapped.status.as_u16(),
+            mapped.kind,
+            mapped.code.into_owned(),
+        )
+    }
+
     #[test]
-    fn every_cause_has_its_status_and_code() {
-        let guest = CallError::Guest;
-        let quota = GuestError::Quota {
-            what: "kv".to_owned(),
-            retry_after_ms: 1500,
-        };
-        for (error, status, kind, code) in [
-            (
-                CallError::Trap {
-                    public: "x".to_owned(),
-                },
-                422,
-                "workflow_error",
-                "guest_trap",
-            ),
-            (
-                CallError::CpuBudget { ms: 1 },
-                422,
-                "workflow_error",
-                "cpu_budget_exceeded",
-            ),
+    fn what_a_component_does_wrong_is_a_422_unless_time_ran_out() {
+        let public = "x".to_owned();
+        for (error, status, code) in [
+            (CallError::Trap { public }, 422, "guest_trap"),
+            (CallError::CpuBudget { ms: 1 }, 422, "cpu_budget_exceeded"),
             (
                 CallError::MemoryLimit { bytes_max: 1 },
                 422,
-                "workflow_error",
                 "memory_limit_exceeded",
             ),
-            (
-                CallError::StackOverflow,
-                422,
-                "workflow_error",
-                "stack_overflow",
-            ),
-            (CallError::NoReply, 422, "workflow_error", "no_reply"),
-            (
-                CallError::Deadline { ms: 1 },
-                504,
-                "workflow_error",
-                "deadline_exceeded",
-            ),
+            (CallError::StackOverflow, 422, "stack_overflow"),
+            (CallError::NoReply, 422, "no_reply"),
+            (CallError::Deadline { ms: 1 }, 504, "deadline_exceeded"),
+        ] {
+            let expected = (status, "workflow_error", code.to_owned());
+            assert_eq!(status_kind_and_code(error), expected);
+        }
+    }
+
+    #[test]
+    fn what_others_do_wrong_keeps_its_status() {
+        let guest = CallError::Guest;
+        let text = || "x".to_owned();
+        let quota = GuestError::Quota {
+            what: text(),
+            retry_after_ms: 1500,
+        };
+        let detail = "secret".to_owned();
+        for (error, status, kind, code) in [
             (
                 CallError::Busy { retry_after_ms: 10 },
                 503,
@@ -403,15 +419,13 @@ mod tests {
                 "busy",
             ),
             (
-                CallError::Internal {
-                    detail: "secret".to_owned(),
-                },
+                CallError::Internal { detail },
                 500,
                 "server_error",
                 "internal_error",
             ),
             (
-                guest(GuestError::Invalid("x".to_owned())),
+                guest(GuestError::Invalid(text())),
                 400,
                 "invalid_request_error",
                 "invalid_request",
@@ -424,18 +438,13 @@ mod tests {
             ),
             (guest(quota), 429, "rate_limit_error", "quota_exceeded"),
             (
-                guest(GuestError::Denied("x".to_owned())),
+                guest(GuestError::Denied(text())),
                 403,
                 "permission_error",
                 "permission_denied",
             ),
         ] {
-            let mapped = ApiError::from(error);
-            assert_eq!(
-                (mapped.status.as_u16(), mapped.kind, &*mapped.code),
-                (status, kind, code)
-            );
-            assert!(!mapped.message.contains("secret"));
+            assert_eq!(status_kind_and_code(error), (status, kind, code.to_owned()));
         }
     }
 

@@ -3,9 +3,10 @@
 //! A request is authenticated and admitted before its body is read; what it holds (its place, its memory, its component,
 //! its sequences) is dropped with its future or its body, so a client that hangs up frees everything.
 //!
-//! One way for all: `body` reads, `request` gives it a type, `route` finds who answers, `generation` drives the
-//! answer, and a file of `framing` writes it down.
+//! One way for all: `body` reads, `request` gives it a type, `route` finds who answers, `begin` puts these together,
+//! `generation` drives the answer, and a file of `framing` writes it down.
 
+mod begin;
 mod body;
 mod embeddings;
 mod framing;
@@ -21,19 +22,20 @@ pub(crate) use body::{read_body, read_json};
 use crate::auth::{bearer, random_hex};
 use crate::connections::InUse;
 use crate::error::{ApiError, ApiResult, shown};
-use crate::registry::catalog::now_ms;
+use crate::path::Path;
 use crate::state::{App, TenantEntry};
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, middleware};
+use begin::{Incoming, begin};
 use body::TenantBody;
 use framing::openai::Renderer;
 use framing::{sse, whole};
-use generation::{Generation, Start};
-use request::{Defaults, Family, GenerationRequest};
+use generation::Generation;
+use request::{Defaults, Family};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -111,48 +113,26 @@ async fn generate(
     family: Family,
     route: &'static str,
 ) -> ApiResult<Response> {
-    let started = Instant::now();
-    let admission = app.admit(tenant, InUse::of(request.extensions()))?;
-    let (parts, body) = request.into_parts();
-    let body = TenantBody::read(tenant, &parts.headers, body).await?;
-    let parse = move |text: &[u8]| {
-        GenerationRequest::parse(text, "the request body", family, Defaults::default())
-    };
-    let parsed = body.parse(app, tenant, parse, GenerationRequest::heap_bytes);
-    let (request, charge) = parsed.await?;
-    let target = route::resolve(app, tenant, &request).await?;
-    let id = random_hex::<12>();
-    let request_id = format!("req_{id}");
-    let renderer = Renderer {
+    let incoming = Incoming {
         family,
-        id: match family {
-            Family::Chat => format!("chatcmpl-{id}"),
-            Family::Completion => format!("cmpl-{id}"),
-        },
-        model: request.model,
-        created: now_ms() / 1000,
-        logprobs: request.policy.logprobs.is_some(),
-        include_usage: request.include_usage,
-        text: Arc::clone(target.base.client.text()),
-    };
-    let start = Start {
-        id: request_id.clone(),
-        kind: request.kind,
-        policy: request.policy,
-        choices: request.choices,
-        started,
+        what: "the request body",
+        defaults: Defaults::default(),
         route,
-        charge,
-        admission,
+        started: Instant::now(),
+        admission: app.admit(tenant, InUse::of(request.extensions()))?,
     };
-    let generation = Generation::start(app, tenant, &target, start);
-    let mut response = if request.stream {
-        streamed(generation, renderer, request.choices).await?
+    let (parts, body) = request.into_parts();
+    let wait = app.config.body_wait();
+    let body = TenantBody::read(tenant, &parts.headers, body, wait).await?;
+    let begun = begin(app, tenant, body, incoming).await?;
+    let mut response = if begun.stream {
+        let keep_alive = app.config.keep_alive();
+        streamed(begun.generation, begun.renderer, keep_alive).await?
     } else {
-        let whole = whole::collect(generation, tenant, request.choices).await?;
-        body::json_answer(&renderer.whole(&whole), whole.charge)?
+        let whole = whole::collect(begun.generation, tenant).await?;
+        body::json_answer(&begun.renderer.whole(&whole), whole.charge)?
     };
-    set_request_id(&mut response, &request_id);
+    set_request_id(&mut response, &begun.request_id);
     Ok(response)
 }
 
@@ -161,13 +141,13 @@ async fn generate(
 async fn streamed(
     mut generation: Generation,
     renderer: Renderer,
-    choices: u32,
+    keep_alive: Duration,
 ) -> ApiResult<Response> {
-    let first = match tokio::time::timeout(sse::KEEP_ALIVE, generation.next()).await {
+    let first = match tokio::time::timeout(keep_alive, generation.next()).await {
         Ok(first) => Some(first?),
         Err(_) => None,
     };
-    Ok(sse::response(generation, renderer, choices, first))
+    Ok(sse::response(generation, renderer, keep_alive, first))
 }
 
 async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -177,7 +157,8 @@ async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Respons
     let embed = async |tenant: &TenantEntry| {
         let _admission = app.admit(tenant, InUse::of(request.extensions()))?;
         let (parts, body) = request.into_parts();
-        let body = TenantBody::read(tenant, &parts.headers, body).await?;
+        let wait = app.config.body_wait();
+        let body = TenantBody::read(tenant, &parts.headers, body, wait).await?;
         embeddings::embed(&app, tenant, body).await
     };
     let answered = match &tenant {

@@ -16,6 +16,7 @@ pub mod hooks;
 pub mod ingress;
 pub mod metrics;
 pub mod models;
+pub mod path;
 pub mod registry;
 pub mod serve;
 pub mod state;

@@ -1,6 +1,7 @@
 //! Every metric there is. Names and labels are a contract with dashboards: they are changed here and nowhere else.
 
 use crate::models::{BaseModel, ModelTable};
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -97,6 +98,69 @@ const TOTALS: [(&str, &str, Sample); 2] = [
     ),
 ];
 
+/// Name, help and labels of a metric that has a series for each tenant, route or the like.
+type Labelled = (&'static str, &'static str, &'static [&'static str]);
+
+const REQUESTS: Labelled = (
+    "realm_requests_total",
+    "Responses by tenant, route and HTTP status.",
+    &["tenant", "route", "status"],
+);
+const REQUEST_SECONDS: Labelled = (
+    "realm_request_seconds",
+    "Time from the start of a request to the end of its response.",
+    &["route"],
+);
+const IN_FLIGHT: Labelled = (
+    "realm_requests_in_flight",
+    "Requests in progress.",
+    &["tenant"],
+);
+const TOKENS_PROMPT: Labelled = (
+    "realm_tokens_prompt_total",
+    "Prompt tokens, counted as they are given to the engine.",
+    &["tenant", "model"],
+);
+const TOKENS_CACHED: Labelled = (
+    "realm_tokens_cached_total",
+    "Prompt tokens that came from the prefix cache.",
+    &["tenant", "model"],
+);
+const TOKENS_COMPLETION: Labelled = (
+    "realm_tokens_completion_total",
+    "Generated tokens, counted as they are sampled.",
+    &["tenant", "model"],
+);
+const FIRST_TOKEN_SECONDS: Labelled = (
+    "realm_time_to_first_token_seconds",
+    "Time from a request to the first piece of its answer.",
+    &["tenant"],
+);
+const INTER_TOKEN_SECONDS: Labelled = (
+    "realm_inter_token_seconds",
+    "Time between two tokens of an answer.",
+    &["tenant"],
+);
+const GUEST_ERRORS: Labelled = (
+    "realm_guest_errors_total",
+    "Calls of components that ended in an error.",
+    &["tenant", "code"],
+);
+const UPLOADS: Labelled = (
+    "realm_upload_total",
+    "Uploads of components by result.",
+    &["tenant", "result"],
+);
+
+/// Makes a metric part of what is scraped.
+fn register<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: M,
+) -> Result<M, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
 impl Metrics {
     /// All of them, at zero.
     ///
@@ -104,91 +168,49 @@ impl Metrics {
     /// When two have the same name or a name is not allowed: a mistake in this file.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
+        let counter = |(name, help, labels): Labelled| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            register(&registry, counter)
         };
-        let seconds = |name: &str, help: &str, labels: &[&str]| {
+        let seconds = |(name, help, labels): Labelled| {
             let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-            let metric = HistogramVec::new(options, labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
+            register(&registry, HistogramVec::new(options, labels)?)
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let metric =
-                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, Histogram::with_opts(options)?)
         };
-        let in_flight = IntGaugeVec::new(
-            Opts::new("realm_requests_in_flight", "Requests in progress."),
-            &["tenant"],
-        )?;
-        registry.register(Box::new(in_flight.clone()))?;
-        let mut sampled = Vec::new();
-        for (name, help, sample) in SAMPLED {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            sampled.push((gauge, sample));
-        }
-        let mut totals = Vec::new();
-        for (name, help, sample) in TOTALS {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            totals.push((counter, sample));
-        }
+        let (name, help, labels) = IN_FLIGHT;
+        let in_flight = register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)?;
+        let sampled = SAMPLED.map(|(name, help, sample)| -> Result<_, prometheus::Error> {
+            let gauge = register(&registry, IntGauge::new(name, help)?)?;
+            Ok((gauge, sample))
+        });
+        let totals = TOTALS.map(|(name, help, sample)| -> Result<_, prometheus::Error> {
+            let counter = register(&registry, IntCounter::new(name, help)?)?;
+            Ok((counter, sample))
+        });
         Ok(Metrics {
-            requests: counter(
-                "realm_requests_total",
-                "Responses by tenant, route and HTTP status.",
-                &["tenant", "route", "status"],
-            )?,
-            request_seconds: seconds(
-                "realm_request_seconds",
-                "Time from the start of a request to the end of its response.",
-                &["route"],
-            )?,
+            requests: counter(REQUESTS)?,
+            request_seconds: seconds(REQUEST_SECONDS)?,
             in_flight,
-            tokens_prompt: counter(
-                "realm_tokens_prompt_total",
-                "Prompt tokens, counted as they are given to the engine.",
-                &["tenant", "model"],
-            )?,
-            tokens_cached: counter(
-                "realm_tokens_cached_total",
-                "Prompt tokens that came from the prefix cache.",
-                &["tenant", "model"],
-            )?,
-            tokens_completion: counter(
-                "realm_tokens_completion_total",
-                "Generated tokens, counted as they are sampled.",
-                &["tenant", "model"],
-            )?,
-            first_token_seconds: seconds(
-                "realm_time_to_first_token_seconds",
-                "Time from a request to the first piece of its answer.",
-                &["tenant"],
-            )?,
-            inter_token_seconds: seconds(
-                "realm_inter_token_seconds",
-                "Time between two tokens of an answer.",
-                &["tenant"],
-            )?,
-            guest_errors: counter(
-                "realm_guest_errors_total",
-                "Calls of components that ended in an error.",
-                &["tenant", "code"],
-            )?,
-            uploads: counter(
-                "realm_upload_total",
-                "Uploads of components by result.",
-                &["tenant", "result"],
-            )?,
+            tokens_prompt: counter(TOKENS_PROMPT)?,
+            tokens_cached: counter(TOKENS_CACHED)?,
+            tokens_completion: counter(TOKENS_COMPLETION)?,
+            first_token_seconds: seconds(FIRST_TOKEN_SECONDS)?,
+            inter_token_seconds: seconds(INTER_TOKEN_SECONDS)?,
+            guest_errors: counter(GUEST_ERRORS)?,
+            uploads: counter(UPLOADS)?,
             batch_rows: histogram("realm_batch_rows", "Tokens computed in one step.", ROWS)?,
             step_seconds: histogram("realm_step_seconds", "Duration of one step.", SECONDS)?,
-            sampled,
-            totals: Mutex::new(totals),
+            sampled: sampled
+                .into_iter()
+                .collect::<Result<_, prometheus::Error>>()?,
+            totals: Mutex::new(
+                totals
+                    .into_iter()
+                    .collect::<Result<_, prometheus::Error>>()?,
+            ),
             registry,
         })
     }
@@ -261,7 +283,6 @@ impl Observer for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus::core::Collector;
 
     #[test]
     fn every_name_is_allowed_and_there_only_once() {

@@ -51,12 +51,12 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
         .with_context(|| format!("cannot create {}", data_dir.display()))?;
     let _lock = lock(&data_dir)?;
     let metrics = Arc::new(Metrics::new().context("creating the metrics")?);
-    let models = load_models(&config, Arc::clone(&metrics) as Arc<dyn Observer>).await?;
+    let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
     let Models {
         engine,
         base,
         embedder,
-    } = models;
+    } = load_models(&config, observer).await?;
     let (embedder, embedding) = embedder.unzip();
     let models = ModelTable::new(vec![base], embedding.into_iter().collect())
         .context("model_name and embedding_model_name")?;
@@ -67,22 +67,14 @@ pub async fn serve(config: Config, options: Options) -> Result<()> {
     };
     let listener = bind("listen", app.config.listen).await?;
     let admin_listener = bind("admin_listen", app.config.admin_listen).await?;
-    let (url, admin_url) = (
-        format!("http://{}", listener.local_addr()?),
-        format!("http://{}", admin_listener.local_addr()?),
-    );
-    let accepting = [
-        tokio::spawn(accept(
-            Arc::clone(&app),
-            listener,
-            ingress::router(Arc::clone(&app)),
-        )),
-        tokio::spawn(accept(
-            Arc::clone(&app),
-            admin_listener,
-            admin::router(Arc::clone(&app)),
-        )),
+    let url = format!("http://{}", listener.local_addr()?);
+    let admin_url = format!("http://{}", admin_listener.local_addr()?);
+    let planes = [
+        (listener, ingress::router(Arc::clone(&app))),
+        (admin_listener, admin::router(Arc::clone(&app))),
     ];
+    let accepting =
+        planes.map(|(listener, router)| tokio::spawn(accept(Arc::clone(&app), listener, router)));
     let told = stop_signals(options.exit_on_stdin_close)?;
     tracing::info!(url, admin_url, "ready");
     if options.json {

@@ -2,24 +2,8 @@
 
 mod common;
 
+use fastrand::Rng;
 use realm_weights::Gguf;
-
-/// SplitMix64: enough randomness, the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
 
 /// Reads everything a file offers; whether it is accepted.
 fn read(bytes: Vec<u8>) -> bool {
@@ -62,29 +46,29 @@ fn random_damage_never_panics() {
     let bytes = common::good().bytes();
     let (mut accepted, mut refused) = (0, 0);
     for seed in 0..20_000 {
-        let mut random = Random(seed);
+        let mut random = Rng::with_seed(seed);
         let mut damaged = bytes.clone();
-        for _ in 0..1 + random.below(8) {
-            let at = random.below(damaged.len());
-            match random.below(4) {
-                0 => damaged[at] ^= 1 << random.below(8),
-                1 => damaged[at] = random.next() as u8,
+        for _ in 0..1 + random.usize(..8) {
+            let at = random.usize(..damaged.len());
+            match random.usize(..4) {
+                0 => damaged[at] ^= 1 << random.usize(..8),
+                1 => damaged[at] = random.u8(..),
                 // A length, count or offset becomes extreme.
                 2 => {
-                    let value = [u64::MAX, 1 << 63, 1 << 32, u64::MAX - 31][random.below(4)];
+                    let value = [u64::MAX, 1 << 63, 1 << 32, u64::MAX - 31][random.usize(..4)];
                     for (byte, new) in damaged[at..].iter_mut().zip(value.to_le_bytes()) {
                         *byte = new;
                     }
                 }
                 _ => {
-                    let from = random.below(damaged.len());
-                    let length = random.below(32).min(damaged.len() - from.max(at));
+                    let from = random.usize(..damaged.len());
+                    let length = random.usize(..32).min(damaged.len() - from.max(at));
                     damaged.copy_within(from..from + length, at);
                 }
             }
         }
-        if random.below(8) == 0 {
-            damaged.truncate(random.below(damaged.len()));
+        if random.usize(..8) == 0 {
+            damaged.truncate(random.usize(..damaged.len()));
         }
         match read(damaged) {
             true => accepted += 1,

@@ -4,9 +4,10 @@ use super::{JSON_BYTES_MAX, check_name};
 use crate::auth::NewKey;
 use crate::error::{ApiError, ApiResult};
 use crate::ingress::read_json;
+use crate::path::Path;
 use crate::state::App;
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -33,7 +34,7 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let new: NewTenant = read(request).await?;
+    let new: NewTenant = read(&app, request).await?;
     check_name("tenant", &new.name, &['.'])?;
     if !(1..=1000).contains(&new.weight) {
         return Err(ApiError::field("weight", "must be from 1 to 1000"));
@@ -101,7 +102,7 @@ pub(super) async fn create_key(
     Path(name): Path<String>,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let fields: NewKeyFields = read(request).await?;
+    let fields: NewKeyFields = read(&app, request).await?;
     if fields.label.len() > 200 {
         return Err(ApiError::field("label", "must be at most 200 bytes long"));
     }
@@ -143,7 +144,8 @@ pub(super) async fn revoke_key(
 }
 
 /// A JSON body of one of our own types.
-pub(super) async fn read<T: DeserializeOwned>(request: Request) -> ApiResult<T> {
+pub(super) async fn read<T: DeserializeOwned>(app: &App, request: Request) -> ApiResult<T> {
     let (parts, body) = request.into_parts();
-    read_json(&parts.headers, body, JSON_BYTES_MAX).await
+    let wait = app.config.body_wait();
+    read_json(&parts.headers, body, JSON_BYTES_MAX, wait).await
 }

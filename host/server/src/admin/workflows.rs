@@ -4,10 +4,11 @@ use super::check_name;
 use super::tenants::read;
 use crate::error::{ApiError, ApiResult, chain};
 use crate::ingress::read_body;
+use crate::path::Path;
 use crate::registry::VersionRow;
 use crate::state::App;
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use realm_sandbox::TenantMemory;
 use serde::Deserialize;
@@ -55,7 +56,8 @@ async fn store(
     check_name("workflow", workflow, &[])?;
     let bytes_max = usize::try_from(app.config.upload_mib_max << 20).unwrap_or(usize::MAX);
     let (parts, body) = request.into_parts();
-    let wasm = read_body(&parts.headers, body, bytes_max).await?;
+    let wait = app.config.body_wait();
+    let wasm = read_body(&parts.headers, body, bytes_max, wait).await?;
     let (ready, artifact) = app
         .workflows
         .compile(&app.sandbox, workflow, wasm.clone())
@@ -133,7 +135,7 @@ pub(super) async fn activate(
     Path((tenant, workflow)): Path<(String, String)>,
     request: Request,
 ) -> ApiResult<Json<Value>> {
-    let Activation { version } = read(request).await?;
+    let Activation { version } = read(&app, request).await?;
     let row = app.registry.catalog.tenant(&tenant).await?;
     let answer = json!({"workflow": workflow, "active": version});
     let (catalog, name) = (app.registry.catalog.clone(), workflow.clone());

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use realm_engine::text::ChatMessage;
 use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Policy};
 use realm_sandbox::{
-    CallRequest, Compiler, Hooks, LogLevel, ModelSet, Prompt, ReplyEvent, RequestKind, Sandbox,
-    SandboxConfig, Tenant, TenantMemory,
+    CallRequest, Compiler, Hooks, Invocation, LogLevel, ModelSet, Prompt, ReplyEvent, RequestKind,
+    Sandbox, SandboxConfig, Tenant, TenantMemory, Workflow,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -64,7 +64,23 @@ pub(super) async fn run(run: Run) -> Result<()> {
     policy
         .validate(engine.client().facts().vocab_size)
         .map_err(anyhow::Error::msg)?;
-    // Our own component is trusted, so it is compiled right here.
+    let (sandbox, workflow) = passthrough().await?;
+    let request = CallRequest {
+        id: "run".to_owned(),
+        kind: kind(run.prompt, run.raw).into(),
+        model: name.clone(),
+        policy,
+        choices: 1,
+        deadline: DEADLINE,
+    };
+    let caller = caller(ModelSet::new(BTreeMap::from([(name, engine.client())])));
+    print(sandbox.invoke(&workflow, &caller, request)).await?;
+    engine.shutdown();
+    Ok(())
+}
+
+/// A sandbox with the component that answers. It is our own and trusted, so it is compiled right here.
+async fn passthrough() -> Result<(Sandbox, Workflow)> {
     let config = SandboxConfig {
         compiler: Compiler::InProcess,
         instances_max: 1,
@@ -78,47 +94,50 @@ pub(super) async fn run(run: Run) -> Result<()> {
     let workflow = sandbox
         .load("passthrough", &artifact)
         .context("loading passthrough")?;
+    Ok((sandbox, workflow))
+}
+
+/// The only tenant there is.
+fn caller(models: ModelSet) -> Tenant {
     let limits = CallLimits {
         wall_ms_max: u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX),
         ..CallLimits::default()
     };
     let limits = limits.to_sandbox();
-    let tenant = Tenant {
+    Tenant {
         id: 1,
         name: "local".into(),
         weight: 1,
         kv_blocks_max: u32::MAX,
         memory: Arc::new(TenantMemory::new(limits.memory_bytes_max)),
         limits,
-        models: ModelSet::new(BTreeMap::from([(name.clone(), engine.client())])),
-    };
-    let kind = if run.raw {
-        RequestKind::Completion {
-            prompt: Prompt::Text(run.prompt),
+        models,
+    }
+}
+
+/// The question as a request.
+fn kind(prompt: String, raw: bool) -> RequestKind {
+    if raw {
+        return RequestKind::Completion {
+            prompt: Prompt::Text(prompt),
             echo: false,
-        }
-    } else {
-        let message = ChatMessage {
-            role: "user".to_owned(),
-            content: run.prompt,
-            name: None,
-            tool_call_id: None,
-            tool_calls: Vec::new(),
         };
-        RequestKind::Chat {
-            messages: vec![message],
-            tools: Vec::new(),
-        }
+    }
+    let message = ChatMessage {
+        role: "user".to_owned(),
+        content: prompt,
+        name: None,
+        tool_call_id: None,
+        tool_calls: Vec::new(),
     };
-    let request = CallRequest {
-        id: "run".to_owned(),
-        kind: kind.into(),
-        model: name,
-        policy,
-        choices: 1,
-        deadline: DEADLINE,
-    };
-    let mut invocation = sandbox.invoke(&workflow, &tenant, request);
+    RequestKind::Chat {
+        messages: vec![message],
+        tools: Vec::new(),
+    }
+}
+
+/// Prints the answer as it comes.
+async fn print(mut invocation: Invocation) -> Result<()> {
     let mut out = std::io::stdout();
     while let Some(event) = invocation.next().await {
         match event {
@@ -131,7 +150,6 @@ pub(super) async fn run(run: Run) -> Result<()> {
             ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
         }
     }
-    engine.shutdown();
     Ok(())
 }
 

@@ -195,49 +195,8 @@ fn measure(bench: &Bench) -> Result<Report> {
         .with_context(|| format!("cannot run the model {path}"))?;
     drop(gguf);
     let load_s = start.elapsed().as_secs_f64();
-    let load = Workload {
-        prefill: bench.prefill,
-        decode: bench.decode,
-        context: bench.context,
-        step_tokens_max: bench.step_tokens_max,
-        reps: bench.reps,
-    };
-    // All are checked before the first is measured: that may take long.
-    for work in [Work::Prefill, Work::Decode { rows: 1 }] {
-        model.check(&load, work)?;
-    }
-    let ops = works_of_ops(bench);
-    let batched = bench.rows.iter().map(|&rows| Work::Decode { rows });
-    for work in batched.chain(ops.iter().copied()) {
-        model.check(&load, work)?;
-    }
-    if bench.overhead {
-        model.check_overhead(&load)?;
-    }
-    let prefill = model.rate(&load, Work::Prefill)?;
-    let decode = model.rate(&load, Work::Decode { rows: 1 })?;
-    let mut batched = Vec::new();
-    for &rows in &bench.rows {
-        let decode = model.rate(&load, Work::Decode { rows })?.into();
-        batched.push(Batched { rows, decode });
-    }
-    let peak_memory_bytes = peak_memory_bytes(); // before the ceilings, which take a buffer
-    let mut steps = Vec::new();
-    let ceilings = match bench.ops {
-        true => Some(model.ceilings()?),
-        false => None,
-    };
-    if let Some(ceilings) = &ceilings {
-        for work in ops {
-            let profile = model.profile(&load, work)?;
-            steps.push(Step::new(work_name(&load, work), &profile, ceilings));
-        }
-    }
-    let (facts, threads) = (model.facts().clone(), model.threads());
-    let overhead = match bench.overhead {
-        true => Some(model.overhead(&load)?.into()),
-        false => None,
-    };
+    let figures = Figures::of(&mut model, bench)?;
+    let facts = model.facts();
     Ok(Report {
         engine: "realm",
         version: env!("CARGO_PKG_VERSION"),
@@ -257,16 +216,81 @@ fn measure(bench: &Bench) -> Result<Report> {
         decode_tokens: bench.decode,
         context_tokens: bench.context,
         load_s,
-        prefill_tok_s: prefill.median,
-        prefill_tok_s_min: prefill.min,
-        prefill_tok_s_max: prefill.max,
-        decode: decode.into(),
-        batched,
-        peak_memory_bytes,
-        ceilings: ceilings.map(Limits::from),
-        steps,
-        overhead,
+        prefill_tok_s: figures.prefill.median,
+        prefill_tok_s_min: figures.prefill.min,
+        prefill_tok_s_max: figures.prefill.max,
+        decode: figures.decode.into(),
+        batched: figures.batched,
+        peak_memory_bytes: figures.peak_memory_bytes,
+        ceilings: figures.ceilings,
+        steps: figures.steps,
+        overhead: figures.overhead,
     })
+}
+
+/// What is measured of a model.
+struct Figures {
+    prefill: Rate,
+    decode: Rate,
+    batched: Vec<Batched>,
+    peak_memory_bytes: Option<u64>,
+    ceilings: Option<Limits>,
+    steps: Vec<Step>,
+    overhead: Option<Beside>,
+}
+
+impl Figures {
+    fn of(model: &mut Model, bench: &Bench) -> Result<Figures> {
+        let load = Workload {
+            prefill: bench.prefill,
+            decode: bench.decode,
+            context: bench.context,
+            step_tokens_max: bench.step_tokens_max,
+            reps: bench.reps,
+        };
+        let single = [Work::Prefill, Work::Decode { rows: 1 }];
+        let batched = bench.rows.iter().map(|&rows| Work::Decode { rows });
+        let ops = works_of_ops(bench);
+        // All are checked before the first is measured: that may take long.
+        for work in single.into_iter().chain(batched).chain(ops.iter().copied()) {
+            model.check(&load, work)?;
+        }
+        if bench.overhead {
+            model.check_overhead(&load)?;
+        }
+        let prefill = model.rate(&load, Work::Prefill)?;
+        let decode = model.rate(&load, Work::Decode { rows: 1 })?;
+        let mut batched = Vec::new();
+        for &rows in &bench.rows {
+            let decode = model.rate(&load, Work::Decode { rows })?.into();
+            batched.push(Batched { rows, decode });
+        }
+        let peak_memory_bytes = peak_memory_bytes(); // before the ceilings, which take a buffer
+        let mut steps = Vec::new();
+        let ceilings = match bench.ops {
+            true => Some(model.ceilings()?),
+            false => None,
+        };
+        if let Some(ceilings) = &ceilings {
+            for work in ops {
+                let profile = model.profile(&load, work)?;
+                steps.push(Step::new(work_name(&load, work), &profile, ceilings));
+            }
+        }
+        let overhead = match bench.overhead {
+            true => Some(model.overhead(&load)?.into()),
+            false => None,
+        };
+        Ok(Figures {
+            prefill,
+            decode,
+            batched,
+            peak_memory_bytes,
+            ceilings: ceilings.map(Limits::from),
+            steps,
+            overhead,
+        })
+    }
 }
 
 /// The works whose steps are taken apart.

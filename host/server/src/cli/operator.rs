@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use axum::http::Method;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub(super) enum Tenant {
@@ -164,82 +164,75 @@ pub(super) async fn key(admin: &Admin, command: Key) -> Result<()> {
 }
 
 pub(super) async fn workflow(admin: &Admin, command: Workflow) -> Result<()> {
-    let path = |tenant: &str, name: &str, what: &str| {
-        format!(
-            "/admin/v1/tenants/{}/workflows/{}/{what}",
-            part(tenant),
-            part(name)
-        )
-    };
     match command {
         Workflow::Push {
             tenant,
             name,
             file,
-            activate,
+            activate: is_active,
         } => {
-            let wasm =
-                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let url = path(&tenant, &name, "versions");
-            let stored = admin
-                .send(Method::POST, &url, "application/wasm", wasm)
-                .await?;
-            let version = &stored["version"];
-            line(&format!(
-                "{name} version {version} stored, {}",
-                text(&stored["digest"])
-            ))?;
-            if activate {
-                admin
-                    .post(
-                        &path(&tenant, &name, "activate"),
-                        &json!({"version": version}),
-                    )
-                    .await?;
-                line(&format!("{name} version {version} is active"))?;
+            let version = push(admin, &tenant, &name, &file).await?;
+            if is_active {
+                activate(admin, &tenant, &name, &version).await?;
             }
             Ok(())
         }
-        Workflow::List { tenant } => {
-            let answer = admin
-                .get(&format!("/admin/v1/tenants/{}/workflows", part(&tenant)))
-                .await?;
-            for workflow in each(&answer["workflows"]) {
-                for version in each(&workflow["versions"]) {
-                    let active = if version["version"] == workflow["active"] {
-                        "\tactive"
-                    } else {
-                        ""
-                    };
-                    let (name, digest) = (text(&workflow["name"]), text(&version["digest"]));
-                    line(&format!("{name}\t{}\t{digest}{active}", version["version"]))?;
-                }
-            }
-            Ok(())
-        }
+        Workflow::List { tenant } => list_workflows(admin, &tenant).await,
         Workflow::Activate {
             tenant,
             name,
             version,
-        } => {
-            admin
-                .post(
-                    &path(&tenant, &name, "activate"),
-                    &json!({"version": version}),
-                )
-                .await?;
-            line(&format!("{name} version {version} is active"))
-        }
+        } => activate(admin, &tenant, &name, &version.into()).await,
         Workflow::Rollback { tenant, name } => {
-            let answer = admin
-                .post(&path(&tenant, &name, "rollback"), &json!({}))
-                .await?;
+            let path = workflow_path(&tenant, &name, "rollback");
+            let answer = admin.post(&path, &json!({})).await?;
             line(&format!(
                 "{name} version {} is active again",
                 answer["active"]
             ))
         }
     }
+}
+
+fn workflow_path(tenant: &str, name: &str, what: &str) -> String {
+    let (tenant, name) = (part(tenant), part(name));
+    format!("/admin/v1/tenants/{tenant}/workflows/{name}/{what}")
+}
+
+/// Uploads a component; its version.
+async fn push(admin: &Admin, tenant: &str, name: &str, file: &Path) -> Result<Value> {
+    let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let path = workflow_path(tenant, name, "versions");
+    let mut stored = admin
+        .send(Method::POST, &path, "application/wasm", wasm)
+        .await?;
+    let version = stored["version"].take();
+    let digest = text(&stored["digest"]);
+    line(&format!("{name} version {version} stored, {digest}"))?;
+    Ok(version)
+}
+
+async fn activate(admin: &Admin, tenant: &str, name: &str, version: &Value) -> Result<()> {
+    let path = workflow_path(tenant, name, "activate");
+    admin.post(&path, &json!({"version": version})).await?;
+    line(&format!("{name} version {version} is active"))
+}
+
+async fn list_workflows(admin: &Admin, tenant: &str) -> Result<()> {
+    let path = format!("/admin/v1/tenants/{}/workflows", part(tenant));
+    let answer = admin.get(&path).await?;
+    for workflow in each(&answer["workflows"]) {
+        for version in each(&workflow["versions"]) {
+            let active = if version["version"] == workflow["active"] {
+                "\tactive"
+            } else {
+                ""
+            };
+            let (name, digest) = (text(&workflow["name"]), text(&version["digest"]));
+            line(&format!("{name}\t{}\t{digest}{active}", version["version"]))?;
+        }
+    }
+    Ok(())
 }
 
 fn each(list: &Value) -> impl Iterator<Item = &Value> {

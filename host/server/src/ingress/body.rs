@@ -4,7 +4,7 @@
 
 use super::json;
 use crate::background;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, shown};
 use crate::state::{App, RECEIVING_BYTES_MAX, TenantEntry};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -24,8 +24,6 @@ use tokio::time::timeout;
 
 /// Bytes of a request's body on the data plane, and of a frame of `/ws`.
 pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
-/// A body must arrive within this time, so that slow senders do not hold places.
-const BODY_WAIT: Duration = Duration::from_secs(30);
 /// A large body waits this long for others of its tenant.
 const TURN_WAIT: Duration = Duration::from_secs(10);
 /// Above this a body is large: it waits for its turn, and is parsed where it may take its time.
@@ -48,7 +46,7 @@ pub(super) struct TenantBody {
 }
 
 impl TenantBody {
-    /// Reads a body.
+    /// Reads a body, which has `wait` to arrive.
     ///
     /// # Errors
     /// 413 (before anything is read where the length is announced), 408, 415, 400 when it breaks off, 429 when the
@@ -57,12 +55,13 @@ impl TenantBody {
         tenant: &TenantEntry,
         headers: &HeaderMap,
         body: Body,
+        wait: Duration,
     ) -> ApiResult<TenantBody> {
         let announced = announced_length(headers, BODY_BYTES_MAX)?;
         let expected = announced.unwrap_or(BODY_BYTES_MAX);
         let place = receiving_place(tenant, expected).await?;
         let charge = tenant.charge(expected)?;
-        let bytes = read_bytes(body, announced, BODY_BYTES_MAX).await?;
+        let bytes = read_bytes(body, announced, BODY_BYTES_MAX, wait).await?;
         Ok(TenantBody {
             bytes,
             charge,
@@ -203,14 +202,19 @@ async fn receiving_place(
 
 /// The length that the headers announce, of a body in a form that is read.
 fn announced_length(headers: &HeaderMap, bytes_max: usize) -> ApiResult<Option<usize>> {
-    // gzip was taken off before this; what is left is something else.
+    // Where gzip is read it was taken off before this; what is left is something else.
     let encoding = headers.get(header::CONTENT_ENCODING);
-    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if let Some(encoding) = encoding.filter(|it| !it.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let name = String::from_utf8_lossy(encoding.as_bytes());
+        let message = format!(
+            "the content encoding {:?} is not supported; send the request body uncompressed",
+            shown(&name)
+        );
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "invalid_request_error",
             "unsupported_encoding",
-            "the request body must be plain or compressed with gzip",
+            message,
         ));
     }
     let Some(length) = headers.get(header::CONTENT_LENGTH) else {
@@ -224,7 +228,7 @@ fn announced_length(headers: &HeaderMap, bytes_max: usize) -> ApiResult<Option<u
     }
 }
 
-/// Reads a JSON body of the operator's.
+/// Reads a JSON body of the operator's, which has `wait` to arrive.
 ///
 /// # Errors
 /// 413, 408, 415, or 400 when it is not what is asked for.
@@ -232,14 +236,15 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
+    wait: Duration,
 ) -> ApiResult<T> {
     json::parse(
-        &read_body(headers, body, bytes_max).await?,
+        &read_body(headers, body, bytes_max, wait).await?,
         "the request body",
     )
 }
 
-/// Reads a body of the operator's.
+/// Reads a body of the operator's, which has `wait` to arrive.
 ///
 /// # Errors
 /// 413, 408, 415, or 400 when it breaks off.
@@ -247,12 +252,18 @@ pub(crate) async fn read_body(
     headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
+    wait: Duration,
 ) -> ApiResult<Vec<u8>> {
     let announced = announced_length(headers, bytes_max)?;
-    read_bytes(body, announced, bytes_max).await
+    read_bytes(body, announced, bytes_max, wait).await
 }
 
-async fn read_bytes(body: Body, announced: Option<usize>, bytes_max: usize) -> ApiResult<Vec<u8>> {
+async fn read_bytes(
+    body: Body,
+    announced: Option<usize>,
+    bytes_max: usize,
+    wait: Duration,
+) -> ApiResult<Vec<u8>> {
     let read = async {
         let mut bytes = Vec::with_capacity(announced.unwrap_or(UNKNOWN_BYTES.min(bytes_max)));
         let mut pieces = body.into_data_stream();
@@ -267,7 +278,7 @@ async fn read_bytes(body: Body, announced: Option<usize>, bytes_max: usize) -> A
         }
         Ok(bytes)
     };
-    timeout(BODY_WAIT, read)
+    timeout(wait, read)
         .await
-        .unwrap_or_else(|_| Err(ApiError::body_timeout(BODY_WAIT.as_secs())))
+        .unwrap_or_else(|_| Err(ApiError::body_timeout(wait)))
 }

@@ -1,7 +1,7 @@
 //! `POST /v1/embeddings`: texts or tokens in, a vector for each out.
 
 use super::body::{TenantBody, json_answer};
-use super::json::{self, Count, Inputs, TextOrTokens};
+use super::json::{self, Count, Inputs, TextOrTokens, Word};
 use crate::error::{ApiError, ApiResult};
 use crate::models::EmbeddingModel;
 use crate::state::{App, TenantEntry};
@@ -23,7 +23,7 @@ struct EmbeddingRequest {
     model: String,
     input: Inputs<EMBED_TEXTS_MAX>,
     #[serde(default)]
-    encoding_format: Option<Encoding>,
+    encoding_format: Option<Word<Encoding>>,
     #[serde(default)]
     dimensions: Option<Count>,
 }
@@ -76,7 +76,7 @@ pub(super) async fn embed(
         .tokens_prompt
         .with_label_values(&[tenant.row.name.as_str(), model.name.as_str()])
         .inc_by(count as u64);
-    let encoding = request.encoding_format;
+    let encoding = request.encoding_format.map(|Word(encoding)| encoding);
     let vectors = vectors.iter().enumerate().map(|(index, vector)| {
         let embedding = match encoding {
             Some(Encoding::Base64) => encoded(vector),
@@ -189,6 +189,7 @@ mod tests {
             (json!({"input": vec!["a"; EMBED_TEXTS_MAX + 1]}), "input"),
             (json!({"model": 5}), "model"),
             (json!({"encoding_format": "hex"}), "encoding_format"),
+            (json!({"encoding_format": [1]}), "encoding_format"),
             (json!({"dimensions": -1}), "dimensions"),
         ] {
             assert_eq!(check(more.clone()).err().as_deref(), Some(name), "{more}");

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Generation {
     invocation: Invocation,
     choices: Vec<ChoiceState>,
+    /// What the call used, once it has ended.
+    usage: Usage,
     /// What follows from an event and has not been given yet.
     pending: VecDeque<GenerationEvent>,
     meter: Meter,
@@ -44,17 +46,8 @@ pub(super) struct Start {
 /// What happens in a generation. Every choice finishes once, before `Ended`, which comes last.
 #[derive(Debug)]
 pub(super) enum GenerationEvent {
-    /// More of a choice; the text may be empty where there are log-probabilities.
-    Delta {
-        /// Which one, from 0, below the number that was asked for.
-        choice: u32,
-        /// Its next text.
-        text: String,
-        /// Log-probabilities of the tokens behind it, where they were asked for.
-        logprobs: Vec<TokenLogprob>,
-        /// Characters of the choice's text before this.
-        offset: usize,
-    },
+    /// More of a choice.
+    Delta(Delta),
     /// A JSON value that a function answers with.
     Value(String),
     /// A choice is complete.
@@ -68,9 +61,32 @@ pub(super) enum GenerationEvent {
     Ended(Usage),
 }
 
+/// More of a choice; the text may be empty where there are log-probabilities.
+#[derive(Debug)]
+pub(super) struct Delta {
+    /// Which one, from 0, below the number that was asked for.
+    pub(super) choice: u32,
+    /// Its next text.
+    pub(super) text: String,
+    /// Log-probabilities of the tokens behind it, where they were asked for.
+    pub(super) logprobs: Vec<TokenLogprob>,
+    /// Characters of the choice's text before this.
+    pub(super) offset: usize,
+}
+
+/// How an answer of text ended.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// Why each choice did.
+    pub(super) reasons: Vec<StopReason>,
+    /// Tokens.
+    pub(super) usage: Usage,
+}
+
 #[derive(Clone, Default)]
 struct ChoiceState {
-    finished: bool,
+    /// Why it ended, once it has.
+    finished: Option<StopReason>,
     /// Characters of its text so far.
     offset: usize,
 }
@@ -103,6 +119,7 @@ impl Generation {
         Generation {
             invocation: app.sandbox.invoke(&target.workflow, &caller, request),
             choices: vec![ChoiceState::default(); start.choices as usize],
+            usage: Usage::default(),
             pending: VecDeque::new(),
             meter,
             _admission: start.admission,
@@ -128,6 +145,38 @@ impl Generation {
         }
     }
 
+    /// How many answers were asked for.
+    pub(super) fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The next piece of an answer of text; `None` once all is said. Values are passed over: they are a function's way to
+    /// answer. Safe to drop and call again.
+    ///
+    /// # Errors
+    /// What the call ended with; nothing follows.
+    pub(super) async fn next_delta(&mut self) -> ApiResult<Option<Delta>> {
+        loop {
+            match self.next().await? {
+                GenerationEvent::Delta(delta) => return Ok(Some(delta)),
+                GenerationEvent::Value(_) | GenerationEvent::Finished { .. } => {}
+                GenerationEvent::Ended(usage) => {
+                    self.usage = usage;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// How the answer ended, after its last piece.
+    pub(super) fn ending(self) -> Ending {
+        let reason = |choice: &ChoiceState| choice.finished.unwrap_or(StopReason::EndOfTurn);
+        Ending {
+            reasons: self.choices.iter().map(reason).collect(),
+            usage: self.usage,
+        }
+    }
+
     /// Counts the call among those that failed, for a reason that the component does not know.
     pub(super) fn fail(&self, error: &ApiError) {
         self.meter.failed(&error.code);
@@ -143,17 +192,17 @@ impl Generation {
                 ..
             } => {
                 let open = self.choices.get_mut(choice as usize);
-                if let Some(state) = open.filter(|state| !state.finished)
+                if let Some(state) = open.filter(|state| state.finished.is_none())
                     && !(text.is_empty() && logprobs.is_empty())
                 {
                     let offset = state.offset;
                     state.offset += text.chars().count();
-                    self.pending.push_back(GenerationEvent::Delta {
+                    self.pending.push_back(GenerationEvent::Delta(Delta {
                         choice,
                         text,
                         logprobs,
                         offset,
-                    });
+                    }));
                 }
             }
             ReplyEvent::Json(value) => self.pending.push_back(GenerationEvent::Value(value)),
@@ -172,8 +221,8 @@ impl Generation {
 
     fn finish(&mut self, choice: u32, reason: StopReason) {
         let open = self.choices.get_mut(choice as usize);
-        if let Some(state) = open.filter(|state| !state.finished) {
-            state.finished = true;
+        if let Some(state) = open.filter(|state| state.finished.is_none()) {
+            state.finished = Some(reason);
             self.pending
                 .push_back(GenerationEvent::Finished { choice, reason });
         }

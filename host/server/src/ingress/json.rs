@@ -1,10 +1,17 @@
 //! JSON of clients into typed values: an error names the field by its path, as `messages[2].content`, and says what is
 //! wanted in a sentence. Unknown fields are ignored, `null` is the same as absent, and no list grows beyond its bound.
 
+mod inputs;
+mod number;
+
+pub(super) use inputs::{Inputs, TextOrTokens};
+pub(super) use number::{Count, Decimal, Seed, TopK};
+
 use crate::error::{ApiError, ApiResult, shown};
+use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
-use serde::{Deserialize, de};
+use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::error::Category;
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,6 +21,9 @@ use std::marker::PhantomData;
 /// # Errors
 /// The client's 400, with the path of the field as its `param`.
 pub(crate) fn parse<'de, T: Deserialize<'de>>(json: &'de [u8], what: &str) -> ApiResult<T> {
+    if json.trim_ascii().is_empty() {
+        return Err(ApiError::invalid(format!("{what} is empty")));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -25,8 +35,20 @@ pub(crate) fn parse<'de, T: Deserialize<'de>>(json: &'de [u8], what: &str) -> Ap
     Ok(value)
 }
 
+/// Reads any JSON.
+///
+/// # Errors
+/// The client's 400.
+pub(super) fn parse_value(json: &str, what: &str) -> ApiResult<Value> {
+    serde_json::from_str(json).map_err(|error| refusal(what, ".", &error))
+}
+
 fn refusal(what: &str, path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
+    // JSON can hold such a number, and the field has a path.
+    if text.starts_with("number out of range") && path != "." {
+        return ApiError::field(&shown(path), "is too large a number");
+    }
     if error.classify() != Category::Data {
         return ApiError::invalid(format!("{what} is not valid JSON: {}", shown(&text)));
     }
@@ -104,6 +126,17 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// One of some words. Derived types alone would take a word's object, too, and call what is no text no JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Word<T>, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        T::deserialize(word.into_deserializer()).map(Word)
+    }
+}
+
 /// A list of at most `MAX` entries.
 #[derive(Debug)]
 pub(super) struct List<T, const MAX: usize>(pub(super) Vec<T>);
@@ -147,215 +180,6 @@ pub(super) fn entries<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     Ok(list)
 }
 
-/// A whole number from 0.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Count(pub(super) u32);
-
-/// Any number.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Decimal(pub(super) f32);
-
-/// A seed: a negative one is as good as any other, its bits count.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seed(pub(super) u64);
-
-/// A count of candidates; -1 is a common way to write "all", which is 0 here.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TopK(pub(super) u32);
-
-/// A number as JSON has them.
-#[derive(Clone, Copy)]
-pub(super) enum Number {
-    Whole(i128),
-    Fraction(f64),
-}
-
-impl Number {
-    fn count(self) -> Option<u32> {
-        match self {
-            Number::Whole(number) => u32::try_from(number).ok(),
-            Number::Fraction(_) => None,
-        }
-    }
-}
-
-/// Reads a number of some range.
-struct NumberVisitor<T> {
-    wanted: &'static str,
-    read: fn(Number) -> Option<T>,
-}
-
-impl<T> Visitor<'_> for NumberVisitor<T> {
-    type Value = T;
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.wanted)
-    }
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
-        let wrong = Unexpected::Unsigned(number);
-        (self.read)(Number::Whole(number.into())).ok_or_else(|| E::invalid_value(wrong, &self))
-    }
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-        let wrong = Unexpected::Signed(number);
-        (self.read)(Number::Whole(number.into())).ok_or_else(|| E::invalid_value(wrong, &self))
-    }
-    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
-        let wrong = Unexpected::Float(number);
-        (self.read)(Number::Fraction(number)).ok_or_else(|| E::invalid_value(wrong, &self))
-    }
-}
-
-macro_rules! number {
-    ($name:ident, $wanted:literal, $read:expr) => {
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
-                let read: fn(Number) -> Option<_> = $read;
-                let wanted = $wanted;
-                deserializer
-                    .deserialize_any(NumberVisitor { wanted, read })
-                    .map($name)
-            }
-        }
-    };
-}
-
-number!(Count, "a whole number from 0 to 4294967295", Number::count);
-number!(Decimal, "a number", |number| Some(match number {
-    Number::Whole(number) => number as f32,
-    Number::Fraction(number) => number as f32,
-}));
-number!(Seed, "a whole number", |number| match number {
-    Number::Whole(number) => u64::try_from(number)
-        .ok()
-        .or_else(|| i64::try_from(number).ok().map(i64::cast_unsigned)),
-    Number::Fraction(_) => None,
-});
-number!(
-    TopK,
-    "a whole number from 0 to 4294967295, or -1",
-    |number| {
-        match number {
-            Number::Whole(-1) => Some(0),
-            number => number.count(),
-        }
-    }
-);
-
-/// Text, or the ids of its tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum TextOrTokens {
-    Text(String),
-    Tokens(Vec<u32>),
-}
-
-impl TextOrTokens {
-    pub(super) fn is_empty(&self) -> bool {
-        match self {
-            TextOrTokens::Text(text) => text.is_empty(),
-            TextOrTokens::Tokens(tokens) => tokens.is_empty(),
-        }
-    }
-}
-
-/// Text, token ids, or a list of at most `MAX` of either.
-#[derive(Debug)]
-pub(super) struct Inputs<const MAX: usize>(pub(super) Vec<TextOrTokens>);
-
-impl<'de, const MAX: usize> Deserialize<'de> for Inputs<MAX> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InputsVisitor<const MAX: usize>;
-        impl<'de, const MAX: usize> Visitor<'de> for InputsVisitor<MAX> {
-            type Value = Inputs<MAX>;
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("text, a list of token ids, or a list of these")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                self.visit_string(text.to_owned())
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Self::Value, E> {
-                Ok(Inputs(vec![TextOrTokens::Text(text)]))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                Ok(Inputs(match seq.next_element()? {
-                    None => Vec::new(),
-                    Some(Entry::Token(id)) => {
-                        let ids: Vec<TokenId> = entries(seq, vec![TokenId(id)], usize::MAX)?;
-                        let ids = ids.into_iter().map(|id| id.0).collect();
-                        vec![TextOrTokens::Tokens(ids)]
-                    }
-                    Some(Entry::Input(first)) => {
-                        let inputs: Vec<Input> = entries(seq, vec![Input(first)], MAX)?;
-                        inputs.into_iter().map(|input| input.0).collect()
-                    }
-                }))
-            }
-        }
-        deserializer.deserialize_any(InputsVisitor::<MAX>)
-    }
-}
-
-/// The first entry of a list decides what the list is of.
-enum Entry {
-    Token(u32),
-    Input(TextOrTokens),
-}
-
-struct TokenId(u32);
-number!(TokenId, "a token id", Number::count);
-
-struct Input(TextOrTokens);
-
-impl<'de> Deserialize<'de> for Input {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Input, D::Error> {
-        deserializer
-            .deserialize_any(EntryVisitor {
-                wanted: "text or a list of token ids",
-                takes_ids: false,
-            })
-            .map(|entry| match entry {
-                Entry::Input(input) => Input(input),
-                Entry::Token(id) => Input(TextOrTokens::Tokens(vec![id])), // not with `takes_ids` off
-            })
-    }
-}
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entry, D::Error> {
-        deserializer.deserialize_any(EntryVisitor {
-            wanted: "text, a token id or a list of token ids",
-            takes_ids: true,
-        })
-    }
-}
-
-struct EntryVisitor {
-    wanted: &'static str,
-    takes_ids: bool,
-}
-
-impl<'de> Visitor<'de> for EntryVisitor {
-    type Value = Entry;
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.wanted)
-    }
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Entry, E> {
-        self.visit_string(text.to_owned())
-    }
-    fn visit_string<E: de::Error>(self, text: String) -> Result<Entry, E> {
-        Ok(Entry::Input(TextOrTokens::Text(text)))
-    }
-    fn visit_u64<E: de::Error>(self, id: u64) -> Result<Entry, E> {
-        match u32::try_from(id) {
-            Ok(id) if self.takes_ids => Ok(Entry::Token(id)),
-            _ => Err(E::invalid_type(Unexpected::Unsigned(id), &self)),
-        }
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Entry, A::Error> {
-        let ids: Vec<TokenId> = entries(seq, Vec::new(), usize::MAX)?;
-        let ids = ids.into_iter().map(|id| id.0).collect();
-        Ok(Entry::Input(TextOrTokens::Tokens(ids)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,62 +202,70 @@ mod tests {
         (error.param.unwrap_or_default(), error.message)
     }
 
+    /// A text, the path by which its fault is named, and the whole message.
+    const FAULTS: [(&str, &str, &str); 11] = [
+        (
+            "{",
+            "",
+            "the request body is not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            "[true]",
+            "",
+            "the request body must be an object, not a list",
+        ),
+        ("7 8", "", "the request body must be an object, not 7"),
+        ("{}", "needed", "needed: is required"),
+        (
+            r#"{"needed":1}"#,
+            "needed",
+            "needed: must be true or false, not 1",
+        ),
+        (
+            r#"{"needed":true,"text":{}}"#,
+            "text",
+            "text: must be a string, not an object",
+        ),
+        (
+            r#"{"needed":true,"list":[1,"x"]}"#,
+            "list[1]",
+            "list[1]: must be a whole number from 0 to 4294967295, not \"x\"",
+        ),
+        (
+            r#"{"needed":true,"list":[1,2,3,4]}"#,
+            "list",
+            "list: has more than 3 entries, which is the limit",
+        ),
+        (
+            r#"{"needed":true,"list":[1,-1e999]}"#,
+            "list[1]",
+            "list[1]: is too large a number",
+        ),
+        (
+            r#"{"needed":true,"needed":true}"#,
+            "needed",
+            "needed: must not be given more than once",
+        ),
+        (
+            r#"{"needed":true,"inputs":[1,-2]}"#,
+            "inputs[1]",
+            "inputs[1]: must be a token id, not -2",
+        ),
+        (
+            r#"{"needed":true,"inputs":["a",1]}"#,
+            "inputs[1]",
+            "inputs[1]: must be text or a list of token ids, not 1",
+        ),
+        (
+            r#"{"needed":true,"inputs":["a","b","c"]}"#,
+            "inputs",
+            "inputs: has more than 2 entries, which is the limit",
+        ),
+    ];
+
     #[test]
     fn a_wrong_field_is_named_by_its_path_and_told_in_a_sentence() {
-        for (json, path, message) in [
-            (
-                "{",
-                "",
-                "the request body is not valid JSON: EOF while parsing an object at line 1 column 1",
-            ),
-            (
-                "[true]",
-                "",
-                "the request body must be an object, not a list",
-            ),
-            ("7 8", "", "the request body must be an object, not 7"),
-            ("{}", "needed", "needed: is required"),
-            (
-                r#"{"needed":1}"#,
-                "needed",
-                "needed: must be true or false, not 1",
-            ),
-            (
-                r#"{"needed":true,"text":{}}"#,
-                "text",
-                "text: must be a string, not an object",
-            ),
-            (
-                r#"{"needed":true,"list":[1,"x"]}"#,
-                "list[1]",
-                "list[1]: must be a whole number from 0 to 4294967295, not \"x\"",
-            ),
-            (
-                r#"{"needed":true,"list":[1,2,3,4]}"#,
-                "list",
-                "list: has more than 3 entries, which is the limit",
-            ),
-            (
-                r#"{"needed":true,"needed":true}"#,
-                "needed",
-                "needed: must not be given more than once",
-            ),
-            (
-                r#"{"needed":true,"inputs":[1,-2]}"#,
-                "inputs[1]",
-                "inputs[1]: must be a token id, not -2",
-            ),
-            (
-                r#"{"needed":true,"inputs":["a",1]}"#,
-                "inputs[1]",
-                "inputs[1]: must be text or a list of token ids, not 1",
-            ),
-            (
-                r#"{"needed":true,"inputs":["a","b","c"]}"#,
-                "inputs",
-                "inputs: has more than 2 entries, which is the limit",
-            ),
-        ] {
+        for (json, path, message) in FAULTS {
             assert_eq!(
                 refused(json),
                 (path.to_owned(), message.to_owned()),

@@ -56,9 +56,11 @@ pub(super) async fn resolve(
             base: base.clone(),
         }
     };
+    let vocab_size = target.base.client.facts().vocab_size;
+    request.check_tokens(vocab_size)?;
     request
         .policy
-        .validate(target.base.client.facts().vocab_size)
+        .validate(vocab_size)
         .map_err(|message| refused_policy(request.family, message))?;
     Ok(target)
 }

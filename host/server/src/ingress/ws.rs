@@ -4,6 +4,7 @@
 //! is not `streaming`; its id is free again before that frame goes out. The end of the connection ends its calls.
 
 mod call;
+mod fault;
 mod frame;
 mod outgoing;
 
@@ -16,7 +17,8 @@ use crate::error::{ApiError, ApiResult};
 use crate::state::{App, Open};
 use axum::Extension;
 use axum::extract::State;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use call::FunctionCall;
@@ -50,18 +52,18 @@ const FLUSH_WAIT: Duration = Duration::from_secs(2);
 const BUFFER_BYTES: usize = 16 << 10;
 /// Closed for want of a key.
 const CLOSE_UNAUTHORIZED: u16 = 4401;
-/// Closed because the server stops.
-const CLOSE_GOING_AWAY: u16 = 1001;
-/// Closed because the tenant has too many connections already.
-const CLOSE_TRY_AGAIN: u16 = 1013;
 
 /// `GET /ws`.
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
     Extension(connection): Extension<Connection>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return ApiError::from(rejection).into_response(),
+    };
     // A wrong key in the header is refused before there is a connection to keep.
     let key = bearer(&headers);
     let owner = match key.map(|key| Owner::of(&app, key, &connection)).transpose() {
@@ -234,7 +236,7 @@ impl Session {
         let mut stopping = false;
         loop {
             if stopping && self.tasks.is_empty() {
-                return Some((CLOSE_GOING_AWAY, "the server is stopping"));
+                return Some((close_code::AWAY, "the server is stopping"));
             }
             tokio::select! {
                 message = self.stream.next() => {
@@ -246,10 +248,8 @@ impl Session {
                             self.send(frame::error(&Value::Null, &error)).await;
                         }
                         Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                        Some(Err(error)) if outgoing::is_out_of_memory(&error) => {
-                            return Some((CLOSE_TRY_AGAIN, "too much of the tenant's memory is in use"));
-                        }
-                        Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                        Some(Err(error)) => return fault::close_for(&error),
+                        Some(Ok(Message::Close(_))) | None => return None,
                     }
                     self.connection.meter().message_ended();
                 }
@@ -274,9 +274,11 @@ impl Session {
         let first = tokio::time::timeout(AUTH_WAIT, async {
             loop {
                 match self.stream.next().await {
-                    Some(Ok(Message::Text(text))) => return Some(text),
+                    Some(Ok(Message::Text(text))) => return Ok(text),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    _ => return None,
+                    Some(Ok(Message::Binary(_))) => return Err(unauthorized),
+                    Some(Err(error)) => return Err(fault::close_for(&error)),
+                    Some(Ok(Message::Close(_))) | None => return Err(None),
                 }
             }
         });
@@ -284,15 +286,12 @@ impl Session {
             first = first => first,
             () = self.connection.evicted() => return Err(None),
         };
-        let Ok(first) = first else {
-            return Err(unauthorized);
-        };
-        let Some(text) = first else { return Err(None) };
+        let text = first.unwrap_or(Err(unauthorized))?;
         match frame::parse(&text) {
             Ok(Frame::Auth { api_key }) => match self.take_key(&api_key).await {
                 Ok(()) => Ok(()),
                 Err(StatusCode::TOO_MANY_REQUESTS) => {
-                    Err(Some((CLOSE_TRY_AGAIN, "too many connections")))
+                    Err(Some((close_code::AGAIN, "too many connections")))
                 }
                 Err(_) => Err(unauthorized),
             },

@@ -1,6 +1,7 @@
 //! OpenAI's answer bodies: whole ones and the chunks of streams, for chats and completions.
 
 use super::whole::Whole;
+use crate::ingress::generation::Delta;
 use crate::ingress::request::Family;
 use realm_engine::text::TextModel;
 use realm_engine::{StopReason, TokenLogprob, Usage};
@@ -30,7 +31,7 @@ impl Renderer {
     pub(in crate::ingress) fn whole(&self, whole: &Whole) -> Value {
         let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
             let logprobs = self.logprobs(&choice.logprobs, 0);
-            let reason = finish_reason(choice.reason.unwrap_or(StopReason::EndOfTurn));
+            let reason = finish_reason(choice.reason);
             match self.family {
                 Family::Chat => json!({
                     "index": index,
@@ -62,17 +63,12 @@ impl Renderer {
         })
     }
 
-    /// The chunk of a piece of text. `offset` is where in the choice's text it stands.
-    pub(in crate::ingress) fn delta(
-        &self,
-        choice: u32,
-        text: &str,
-        logprobs: &[TokenLogprob],
-        offset: usize,
-    ) -> Value {
-        let logprobs = match logprobs {
+    /// The chunk of a piece of text.
+    pub(in crate::ingress) fn delta(&self, delta: &Delta) -> Value {
+        let Delta { choice, text, .. } = delta;
+        let logprobs = match delta.logprobs.as_slice() {
             [] => Value::Null,
-            some => self.logprobs(some, offset),
+            some => self.logprobs(some, delta.offset),
         };
         self.chunk(match self.family {
             Family::Chat => json!([{

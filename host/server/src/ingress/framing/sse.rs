@@ -12,9 +12,6 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-/// How often a stream that has nothing to say says so with a comment: clients and proxies give up on silent ones.
-pub(in crate::ingress) const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// A stream between two events.
 struct Streaming {
     generation: Generation,
@@ -26,18 +23,19 @@ struct Streaming {
     ended: bool,
 }
 
-/// The response that streams this answer. `first` is its first event where that has come already.
+/// The response that streams this answer, with a comment whenever it is silent for as long as `keep_alive`. `first` is its
+/// first event where that has come already.
 pub(in crate::ingress) fn response(
     generation: Generation,
     renderer: Renderer,
-    choices: u32,
+    keep_alive: Duration,
     first: Option<GenerationEvent>,
 ) -> Response {
     let mut streaming = Streaming {
+        opened: vec![false; generation.choices()],
         generation,
         renderer,
         out: VecDeque::new(),
-        opened: vec![false; choices as usize],
         ended: false,
     };
     if let Some(first) = first {
@@ -47,7 +45,7 @@ pub(in crate::ingress) fn response(
         let text = streaming.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(text)), streaming))
     });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
+    let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // A proxy that collects answers would turn a stream into a wait.
     let headers = response.headers_mut();
@@ -67,14 +65,9 @@ impl Streaming {
 
     fn write(&mut self, event: ApiResult<GenerationEvent>) {
         match event {
-            Ok(GenerationEvent::Delta {
-                choice,
-                text,
-                logprobs,
-                offset,
-            }) => {
-                self.open(choice);
-                let chunk = self.renderer.delta(choice, &text, &logprobs, offset);
+            Ok(GenerationEvent::Delta(delta)) => {
+                self.open(delta.choice);
+                let chunk = self.renderer.delta(&delta);
                 self.push(&chunk);
             }
             Ok(GenerationEvent::Finished { choice, reason }) => {

@@ -1,7 +1,7 @@
 //! A whole answer: all choices, collected to the end.
 
 use crate::error::{ApiError, ApiResult};
-use crate::ingress::generation::{Generation, GenerationEvent};
+use crate::ingress::generation::{Ending, Generation};
 use crate::state::TenantEntry;
 use axum::http::StatusCode;
 use realm_engine::{StopReason, TokenLogprob, Usage};
@@ -28,14 +28,14 @@ pub(in crate::ingress) struct Whole {
 }
 
 /// One answer of several.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(in crate::ingress) struct Choice {
     /// All of its text.
     pub(in crate::ingress) text: String,
     /// One for each token, when asked for.
     pub(in crate::ingress) logprobs: Vec<TokenLogprob>,
     /// Why it ended.
-    pub(in crate::ingress) reason: Option<StopReason>,
+    pub(in crate::ingress) reason: StopReason,
 }
 
 /// Reads a generation to its end.
@@ -45,47 +45,38 @@ pub(in crate::ingress) struct Choice {
 pub(in crate::ingress) async fn collect(
     mut generation: Generation,
     tenant: &TenantEntry,
-    choices: u32,
 ) -> ApiResult<Whole> {
     let mut charge = tenant.charge(CHARGE_STEP)?;
-    let mut choices = vec![Choice::default(); choices as usize];
+    let mut texts = vec![(String::new(), Vec::new()); generation.choices()];
     let (mut bytes, mut held) = (0, 0);
-    loop {
-        match generation.next().await? {
-            GenerationEvent::Delta {
-                choice,
-                text,
-                logprobs,
-                ..
-            } => {
-                bytes += text.len();
-                let entries = logprobs.iter().map(|logprob| 1 + logprob.top.len());
-                held += text.len() * TEXT_FACTOR + entries.sum::<usize>() * LOGPROB_BYTES;
-                if bytes > ANSWER_BYTES_MAX {
-                    let error = too_large();
-                    generation.fail(&error);
-                    return Err(error);
-                }
-                if held > charge.bytes() && !charge.resize(held + CHARGE_STEP) {
-                    return Err(ApiError::memory_in_use());
-                }
-                let choice = &mut choices[choice as usize];
-                choice.text.push_str(&text);
-                choice.logprobs.extend(logprobs);
-            }
-            GenerationEvent::Finished { choice, reason } => {
-                choices[choice as usize].reason = Some(reason);
-            }
-            GenerationEvent::Value(_) => {} // a function's way to answer; chats and completions are text
-            GenerationEvent::Ended(usage) => {
-                return Ok(Whole {
-                    choices,
-                    usage,
-                    charge,
-                });
-            }
+    while let Some(delta) = generation.next_delta().await? {
+        bytes += delta.text.len();
+        let entries = delta.logprobs.iter().map(|logprob| 1 + logprob.top.len());
+        held += delta.text.len() * TEXT_FACTOR + entries.sum::<usize>() * LOGPROB_BYTES;
+        if bytes > ANSWER_BYTES_MAX {
+            let error = too_large();
+            generation.fail(&error);
+            return Err(error);
         }
+        if held > charge.bytes() && !charge.resize(held + CHARGE_STEP) {
+            return Err(ApiError::memory_in_use());
+        }
+        let (text, logprobs) = &mut texts[delta.choice as usize];
+        text.push_str(&delta.text);
+        logprobs.extend(delta.logprobs);
     }
+    let Ending { reasons, usage } = generation.ending();
+    let choices = texts.into_iter().zip(reasons);
+    let choices = choices.map(|((text, logprobs), reason)| Choice {
+        text,
+        logprobs,
+        reason,
+    });
+    Ok(Whole {
+        choices: choices.collect(),
+        usage,
+        charge,
+    })
 }
 
 fn too_large() -> ApiError {

@@ -3,10 +3,10 @@
 use super::openai::{Renderer, finish_reason, usage};
 use super::whole;
 use crate::error::{ApiError, ApiResult};
-use crate::ingress::generation::{Generation, GenerationEvent};
+use crate::ingress::generation::{Delta, Ending, Generation, GenerationEvent};
 use crate::ingress::ws::Outgoing;
 use crate::state::TenantEntry;
-use realm_engine::StopReason;
+use realm_engine::Usage;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -19,37 +19,18 @@ pub(in crate::ingress) async fn stream(
     renderer: &Renderer,
     out: &Outgoing,
 ) -> ApiResult<Value> {
-    let mut ends = Vec::new();
-    loop {
-        match generation.next().await? {
-            GenerationEvent::Delta {
-                choice,
-                text,
-                logprobs,
-                offset,
-            } => {
-                let mut data = json!({"choice": choice, "text": text});
-                if renderer.logprobs {
-                    data["logprobs"] = renderer.logprobs(&logprobs, offset);
-                }
-                out.streaming(&data).await?;
-            }
-            GenerationEvent::Finished { choice, reason } => {
-                ends.push((choice, finish_reason(reason)));
-            }
-            GenerationEvent::Value(_) => {} // a function's way to answer; chats and completions are text
-            GenerationEvent::Ended(counts) => {
-                ends.sort_unstable();
-                let choices = ends
-                    .iter()
-                    .map(|(index, reason)| json!({"index": index, "finish_reason": reason}));
-                let choices: Value = choices.collect();
-                return Ok(
-                    json!({"model": renderer.model, "choices": choices, "usage": usage(&counts)}),
-                );
-            }
+    while let Some(delta) = generation.next_delta().await? {
+        let mut data = json!({"choice": delta.choice, "text": delta.text});
+        if renderer.logprobs {
+            data["logprobs"] = renderer.logprobs(&delta.logprobs, delta.offset);
         }
+        out.streaming(&data).await?;
     }
+    let Ending { reasons, usage } = generation.ending();
+    let choices = reasons.into_iter().enumerate();
+    let choices = choices
+        .map(|(index, reason)| json!({"index": index, "finish_reason": finish_reason(reason)}));
+    Ok(last(renderer, choices.collect(), &usage))
 }
 
 /// The data of a whole answer.
@@ -60,19 +41,22 @@ pub(in crate::ingress) async fn whole(
     generation: Generation,
     renderer: &Renderer,
     tenant: &TenantEntry,
-    choices: u32,
 ) -> ApiResult<Value> {
-    let whole = whole::collect(generation, tenant, choices).await?;
+    let whole = whole::collect(generation, tenant).await?;
     let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
-        let reason = finish_reason(choice.reason.unwrap_or(StopReason::EndOfTurn));
+        let reason = finish_reason(choice.reason);
         let mut data = json!({"index": index, "text": choice.text, "finish_reason": reason});
         if renderer.logprobs {
             data["logprobs"] = renderer.logprobs(&choice.logprobs, 0);
         }
         data
     });
-    let choices: Value = choices.collect();
-    Ok(json!({"model": renderer.model, "choices": choices, "usage": usage(&whole.usage)}))
+    Ok(last(renderer, choices.collect(), &whole.usage))
+}
+
+/// What completes a call for text.
+fn last(renderer: &Renderer, choices: Value, counts: &Usage) -> Value {
+    json!({"model": renderer.model, "choices": choices, "usage": usage(counts)})
 }
 
 /// Of several values that a function answers with, the last completes the call and the others stream, as its text does.
@@ -94,11 +78,11 @@ pub(in crate::ingress) async fn function(
                     out.streaming(&before).await?;
                 }
             }
-            GenerationEvent::Delta { choice, text, .. } if !text.is_empty() => {
+            GenerationEvent::Delta(Delta { choice, text, .. }) if !text.is_empty() => {
                 out.streaming(&json!({"choice": choice, "text": text}))
                     .await?;
             }
-            GenerationEvent::Delta { .. } | GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Delta(_) | GenerationEvent::Finished { .. } => {}
             GenerationEvent::Ended(_) => return Ok(last.unwrap_or_default()),
         }
     }

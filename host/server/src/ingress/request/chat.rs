@@ -1,6 +1,7 @@
 //! The fields of a chat.
 
-use super::super::json::{Count, List, Object};
+use super::super::json::{Count, List, Object, Word};
+use super::tools::{self, TOOLS_MAX};
 use crate::error::{ApiError, ApiResult};
 use realm_engine::text::{ChatMessage, ToolCall};
 use realm_engine::{LOGPROBS_MAX, Policy};
@@ -14,12 +15,6 @@ use std::mem::size_of;
 
 /// Messages of a chat.
 const MESSAGES_MAX: usize = 16_384;
-/// Tools of a chat, and calls of tools in one message.
-const TOOLS_MAX: usize = 1_024;
-/// JSON of all tools of a chat: a tree of values takes many times the memory of its text.
-const TOOLS_BYTES_MAX: usize = 512 << 10;
-/// How many times, at the most: `[],` is three bytes of text and 32 of a value, and lists grow in leaps.
-const VALUE_FACTOR: usize = 32;
 
 /// A chat as clients write it.
 #[derive(Deserialize)]
@@ -44,7 +39,7 @@ struct ResponseFormat {
 
 #[derive(Deserialize)]
 struct Message {
-    role: Role,
+    role: Word<Role>,
     #[serde(default)]
     content: Option<Content>,
     #[serde(default)]
@@ -97,7 +92,7 @@ impl<'de> Deserialize<'de> for Content {
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
                 let mut content = String::new();
                 while let Some(Object(part)) = parts.next_element::<Object<Part>>()? {
-                    let PartType::Text = part.r#type;
+                    let Word(PartType::Text) = part.r#type;
                     content.push_str(&part.text);
                 }
                 Ok(Content(content))
@@ -109,7 +104,7 @@ impl<'de> Deserialize<'de> for Content {
 
 #[derive(Deserialize)]
 struct Part {
-    r#type: PartType,
+    r#type: Word<PartType>,
     #[serde(default)]
     text: String,
 }
@@ -133,24 +128,6 @@ struct CalledFunction {
     arguments: String,
 }
 
-/// What is in a tool's JSON that this server looks at.
-#[derive(Deserialize)]
-struct Tool {
-    r#type: ToolType,
-    function: Object<ToolFunction>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ToolType {
-    Function,
-}
-
-#[derive(Deserialize)]
-struct ToolFunction {
-    name: String,
-}
-
 /// The request that a chat is.
 ///
 /// # Errors
@@ -165,69 +142,50 @@ pub(super) fn read(fields: ChatFields<'_>, policy: &mut Policy) -> ApiResult<Req
             &format.r#type,
         ));
     }
-    let tools = tools(&fields)?;
+    let mut room = tools::Room::default();
+    let tools = fields.tools.as_ref().map_or(&[][..], |tools| &tools.0);
+    let tools = tools::read(tools, fields.tool_choice, &mut room)?;
     if fields.messages.0.is_empty() {
         return Err(ApiError::field("messages", "must not be empty"));
     }
     let messages = fields.messages.0.into_iter().enumerate();
-    let messages = messages.map(|(index, Object(message))| message_of(index, message));
+    let messages = messages.map(|(index, Object(message))| message_of(index, message, &mut room));
     Ok(RequestKind::Chat {
         messages: messages.collect::<ApiResult<_>>()?,
         tools,
     })
 }
 
-fn message_of(index: usize, message: Message) -> ApiResult<ChatMessage> {
+fn message_of(index: usize, message: Message, room: &mut tools::Room) -> ApiResult<ChatMessage> {
+    let Word(role) = message.role;
     let content = match message.content {
         Some(Content(content)) => content,
         // An assistant that called tools said nothing else.
-        None if message.role == Role::Assistant => String::new(),
+        None if role == Role::Assistant => String::new(),
         None => {
-            let what = format!("is required for the role {}", message.role.name());
+            let what = format!("is required for the role {}", role.name());
             return Err(ApiError::field(&format!("messages[{index}].content"), what));
         }
     };
     let calls = message.tool_calls.map(|calls| calls.0).unwrap_or_default();
-    let calls = calls.into_iter().map(|Object(call)| ToolCall {
-        id: call.id,
-        name: call.function.0.name,
-        arguments_json: call.function.0.arguments,
+    let calls = calls.into_iter().enumerate();
+    let calls = calls.map(|(number, Object(call))| {
+        let Object(CalledFunction { name, arguments }) = call.function;
+        let path = || format!("messages[{index}].tool_calls[{number}].function.arguments");
+        room.take(&arguments, path)?;
+        Ok(ToolCall {
+            id: call.id,
+            name,
+            arguments_json: arguments,
+        })
     });
     Ok(ChatMessage {
-        role: message.role.name().to_owned(),
+        role: role.name().to_owned(),
         content,
         name: message.name,
         tool_call_id: message.tool_call_id,
-        tool_calls: calls.collect(),
+        tool_calls: calls.collect::<ApiResult<_>>()?,
     })
-}
-
-/// The tools go to the model's template. That the model must call one cannot be promised.
-fn tools(fields: &ChatFields<'_>) -> ApiResult<Vec<Value>> {
-    let raw = fields.tools.as_ref().map_or(&[][..], |tools| &tools.0);
-    let bytes: usize = raw.iter().map(|tool| tool.get().len()).sum();
-    if bytes > TOOLS_BYTES_MAX {
-        let what = format!("has {bytes} bytes of JSON, at most {TOOLS_BYTES_MAX} are allowed");
-        return Err(ApiError::field("tools", what));
-    }
-    let mut tools = Vec::with_capacity(raw.len());
-    for (index, tool) in raw.iter().enumerate() {
-        let at = |error: ApiError| error.below(&format!("tools[{index}]"));
-        let Tool { r#type, function } =
-            super::json::parse(tool.get().as_bytes(), "the tool").map_err(at)?;
-        let (ToolType::Function, _) = (r#type, function.0.name);
-        let value = serde_json::from_str(tool.get());
-        tools.push(value.map_err(|error| at(ApiError::invalid(error.to_string())))?);
-    }
-    match fields.tool_choice.map(RawValue::get) {
-        None | Some("\"auto\"" | "null") => Ok(tools),
-        Some("\"none\"") => Ok(Vec::new()),
-        Some("\"required\"") => Err(ApiError::unsupported("tool_choice", "required")),
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            "a value other than auto or none",
-        )),
-    }
 }
 
 fn logprobs(fields: &ChatFields<'_>) -> ApiResult<Option<u32>> {
@@ -246,11 +204,8 @@ fn logprobs(fields: &ChatFields<'_>) -> ApiResult<Option<u32>> {
     }
 }
 
-/// Bytes of everything in a chat that becomes part of the prompt. Space around a text does not count: templates drop it.
-pub(super) fn text_bytes(kind: &RequestKind) -> usize {
-    let RequestKind::Chat { messages, .. } = kind else {
-        return 0;
-    };
+/// Bytes of everything in messages that becomes part of the prompt. Space around a text does not count: templates drop it.
+pub(super) fn message_bytes(messages: &[ChatMessage]) -> usize {
     let call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments_json.len();
     let message = |message: &ChatMessage| {
         let ids = [&message.name, &message.tool_call_id];
@@ -261,17 +216,20 @@ pub(super) fn text_bytes(kind: &RequestKind) -> usize {
     messages.iter().map(message).sum()
 }
 
-/// Bytes a chat holds on the heap; for tools at most.
-pub(super) fn heap_bytes(kind: &RequestKind) -> usize {
-    let RequestKind::Chat { messages, tools } = kind else {
-        return 0;
-    };
+/// Bytes of tools, which become part of it as JSON.
+pub(super) fn tool_bytes(tools: &[Value]) -> usize {
+    tools.iter().map(|tool| tool.to_string().len()).sum()
+}
+
+/// Bytes a chat holds on the heap, and what is made of its JSON for the template; of JSON at most.
+pub(super) fn heap_bytes(messages: &[ChatMessage], tools: &[Value]) -> usize {
     let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
     let call = |call: &ToolCall| {
         size_of::<ToolCall>()
             + call.id.capacity()
             + call.name.capacity()
             + call.arguments_json.capacity()
+            + tools::value_bytes(&call.arguments_json)
     };
     let message = |message: &ChatMessage| {
         size_of::<ChatMessage>()
@@ -281,9 +239,9 @@ pub(super) fn heap_bytes(kind: &RequestKind) -> usize {
             + optional(&message.tool_call_id)
             + message.tool_calls.iter().map(call).sum::<usize>()
     };
-    // Written out and not kept, to count the bytes only.
+    // Written out and not kept, to count only.
     let tools = tools
         .iter()
-        .map(|tool| tool.to_string().len() * VALUE_FACTOR);
+        .map(|tool| tools::value_bytes(&tool.to_string()));
     messages.iter().map(message).sum::<usize>() + tools.sum::<usize>()
 }

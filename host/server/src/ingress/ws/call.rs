@@ -6,13 +6,12 @@
 use super::{OutFrame, Outgoing};
 use crate::auth::random_hex;
 use crate::error::ApiResult;
+use crate::ingress::begin::{Incoming, begin};
 use crate::ingress::body::TenantBody;
-use crate::ingress::framing::openai::Renderer;
 use crate::ingress::framing::ws;
 use crate::ingress::generation::{Generation, Start};
-use crate::ingress::request::{Defaults, Family, GenerationRequest};
+use crate::ingress::request::{Defaults, Family};
 use crate::ingress::{models, route};
-use crate::registry::catalog::now_ms;
 use crate::state::{Admission, App, TenantEntry};
 use realm_engine::Policy;
 use realm_sandbox::RequestKind;
@@ -72,52 +71,28 @@ impl FunctionCall {
     }
 
     async fn generate(self, family: Family, admission: Admission) -> ApiResult<Value> {
-        let started = Instant::now();
         let first = self
             .app
             .models()
             .base()
             .first()
             .map(|base| base.name.clone());
-        let parse = move |text: &[u8]| {
-            let defaults = Defaults {
-                model: first.as_deref(),
-                stream: true,
-            };
-            GenerationRequest::parse(text, "params", family, defaults)
-        };
-        let parsed = self.params.parse(
-            &self.app,
-            &self.tenant,
-            parse,
-            GenerationRequest::heap_bytes,
-        );
-        let (request, charge) = parsed.await?;
-        let target = route::resolve(&self.app, &self.tenant, &request).await?;
-        let renderer = Renderer {
+        let incoming = Incoming {
             family,
-            id: String::new(), // frames have the client's
-            model: request.model,
-            created: now_ms() / 1000,
-            logprobs: request.policy.logprobs.is_some(),
-            include_usage: request.include_usage,
-            text: Arc::clone(target.base.client.text()),
-        };
-        let start = Start {
-            id: request_id(),
-            kind: request.kind,
-            policy: request.policy,
-            choices: request.choices,
-            started,
+            what: "params",
+            defaults: Defaults {
+                model: first,
+                stream: true,
+            },
             route: ROUTE,
-            charge,
+            started: Instant::now(),
             admission,
         };
-        let generation = Generation::start(&self.app, &self.tenant, &target, start);
-        if request.stream {
-            ws::stream(generation, &renderer, &self.out).await
+        let begun = begin(&self.app, &self.tenant, self.params, incoming).await?;
+        if begun.stream {
+            ws::stream(begun.generation, &begun.renderer, &self.out).await
         } else {
-            ws::whole(generation, &renderer, &self.tenant, request.choices).await
+            ws::whole(begun.generation, &begun.renderer, &self.tenant).await
         }
     }
 
@@ -127,7 +102,7 @@ impl FunctionCall {
             route::resolve_function(&self.app, &self.tenant, &self.function).await?;
         let (parameters_json, charge) = self.params.into_text()?;
         let start = Start {
-            id: request_id(),
+            id: format!("req_{}", random_hex::<12>()),
             kind: RequestKind::Function {
                 name: name.to_owned(),
                 parameters_json,
@@ -142,10 +117,6 @@ impl FunctionCall {
         let generation = Generation::start(&self.app, &self.tenant, &target, start);
         ws::function(generation, &self.out).await
     }
-}
-
-fn request_id() -> String {
-    format!("req_{}", random_hex::<12>())
 }
 
 /// Counts a call by the status HTTP would have answered it with.

@@ -102,11 +102,3 @@ pub(super) async fn write(
     }
     let _ = sink.close().await;
 }
-
-/// Whether a connection broke off because its tenant has no memory for what it sends.
-pub(super) fn is_out_of_memory(error: &axum::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|error| error.kind() == std::io::ErrorKind::OutOfMemory)
-}
