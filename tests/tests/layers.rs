@@ -25,6 +25,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("realm-test-guests", &["realm-guest"]),
     ("realm-tests", &[]), // they know the wire only
     ("realm-loom", &[]),  // it builds single files of others
+    ("componentize", &[]),
     ("xtask", &[]),
 ];
 

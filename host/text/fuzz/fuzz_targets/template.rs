@@ -1,6 +1,7 @@
 //! Any template renders any chat or refuses it. Run with `cargo +nightly fuzz run template` in `host/text`.
 #![no_main]
 
+#[allow(dead_code, reason = "the other target uses the rest")]
 #[path = "../../tests/common/properties.rs"]
 mod properties;
 

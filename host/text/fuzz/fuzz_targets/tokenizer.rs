@@ -2,6 +2,7 @@
 //! `host/text`.
 #![no_main]
 
+#[allow(dead_code, reason = "the other target uses the rest")]
 #[path = "../../tests/common/properties.rs"]
 mod properties;
 
