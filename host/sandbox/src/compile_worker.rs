@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use wasmtime::Engine;
 
 const MEMORY: &str = "REALM_COMPILE_MEMORY_BYTES";
@@ -32,18 +32,7 @@ pub(crate) async fn run(
     wall_ms_max: u64,
     wasm: &[u8],
 ) -> Result<Vec<u8>, Rejected> {
-    let mut child = Command::new(program)
-        .args(args)
-        .env_clear()
-        .env(MEMORY, memory_bytes_max.to_string())
-        .env(CPU, wall_ms_max.div_ceil(1000).to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // An upload that is hung up on, and every early return below, ends the worker.
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(Rejected::Host)?;
+    let mut child = start(program, args, memory_bytes_max, wall_ms_max).map_err(Rejected::Host)?;
     let gone = || Rejected::Host(io::Error::other("the worker has no pipes"));
     let mut stdin = child.stdin.take().ok_or_else(gone)?;
     let stdout = child.stdout.take().ok_or_else(gone)?;
@@ -89,6 +78,26 @@ pub(crate) async fn run(
             )))
         }
     }
+}
+
+/// Starts a worker. Whoever drops it ends it.
+fn start(
+    program: &Path,
+    args: &[String],
+    memory_bytes_max: u64,
+    wall_ms_max: u64,
+) -> io::Result<Child> {
+    Command::new(program)
+        .args(args)
+        .env_clear()
+        .env(MEMORY, memory_bytes_max.to_string())
+        .env(CPU, wall_ms_max.div_ceil(1000).to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // An upload that is hung up on, and every early return of its caller, ends the worker.
+        .kill_on_drop(true)
+        .spawn()
 }
 
 /// The whole of the worker: limits itself, reads a component, writes native code. Returns the exit status.

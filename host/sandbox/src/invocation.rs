@@ -339,6 +339,12 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
             public: format!("it exited with status {}", exit.0),
         };
     }
+    host_call_failed(error, state)
+}
+
+/// What a host call failed with that has no type of ours.
+fn host_call_failed(error: &wasmtime::Error, state: &State) -> CallError {
+    let limits = &state.tenant.limits;
     let text = format!("{error:#}");
     // wasmtime has no types for these two; a test holds each to its text.
     if text.contains("store handle limit exceeded") {
