@@ -191,12 +191,12 @@ fn measure(bench: &Bench) -> Result<Report> {
         packed_dir: bench.packed_dir.clone(),
         ..ModelOptions::default()
     };
-    let mut model = Model::load(&gguf, options, bench.ops)
+    let model = Model::load(&gguf, options, bench.ops)
         .with_context(|| format!("cannot run the model {path}"))?;
     drop(gguf);
     let load_s = start.elapsed().as_secs_f64();
-    let figures = Figures::of(&mut model, bench)?;
-    let facts = model.facts();
+    let (facts, threads) = (model.facts().clone(), model.threads());
+    let figures = Figures::of(model, bench)?;
     Ok(Report {
         engine: "realm",
         version: env!("CARGO_PKG_VERSION"),
@@ -240,7 +240,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn of(model: &mut Model, bench: &Bench) -> Result<Figures> {
+    fn of(mut model: Model, bench: &Bench) -> Result<Figures> {
         let load = Workload {
             prefill: bench.prefill,
             decode: bench.decode,
