@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Run many tenants' WebAssembly programs next to one language model
 #[derive(Parser)]
-#[command(name = "realm", version, about)]
+#[command(name = "realm", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -99,7 +99,7 @@ async fn registry(folder: &Path) -> Result<String> {
         bail!("{}", wrong.join("; "));
     }
     Ok(format!(
-        "{} tenants, {} components",
+        "tenants: {}, components: {}",
         catalog.tenants().await?.len(),
         digests.len()
     ))

@@ -203,12 +203,13 @@ mod tests {
     }
 
     /// A text, the path by which its fault is named, and the whole message.
-    const FAULTS: [(&str, &str, &str); 11] = [
+    const FAULTS: [(&str, &str, &str); 14] = [
         (
             "{",
             "",
             "the request body is not valid JSON: EOF while parsing an object at line 1 column 1",
         ),
+        (" \n", "", "the request body is empty"),
         (
             "[true]",
             "",
