@@ -34,7 +34,7 @@ pub(crate) struct Sampler {
     penalties: Option<Penalties>,
     prompt: Tokens, // not yet seen by the penalties
     rng: Rng,
-    candidates: Vec<(f32, u32)>, // scratch: (logit, token)
+    scratch: top_k_p::Scratch,
 }
 
 impl Sampler {
@@ -43,7 +43,7 @@ impl Sampler {
             penalties: Penalties::new(policy),
             prompt: Tokens::default(),
             rng: Rng::new(policy.seed.unwrap_or_default()),
-            candidates: Vec::new(),
+            scratch: top_k_p::Scratch::default(),
         }
     }
 
@@ -62,7 +62,7 @@ impl Sampler {
         policy: &Policy,
         logits: &mut [f32],
     ) -> Result<(u32, Option<TokenLogprob>), BadLogits> {
-        logits::max(logits)?;
+        let mut max = logits::max(logits)?;
         let before = policy
             .logprobs
             .map(|top| logits::Logprobs::of(logits, top as usize));
@@ -76,10 +76,14 @@ impl Sampler {
         for &(token, bias) in &policy.logit_bias {
             logits[token as usize] += bias;
         }
+        if self.penalties.is_some() || !policy.logit_bias.is_empty() {
+            // Both are finite, so a row that was sound has a largest logit still.
+            max = logits::max(logits).unwrap_or(max);
+        }
         let token = if policy.temperature == 0.0 {
             arg_max(logits)
         } else {
-            top_k_p::draw(policy, logits, &mut self.candidates, &mut self.rng)
+            top_k_p::draw(policy, logits, max, &mut self.scratch, &mut self.rng)
         };
         let logprob = logprob_of.map(|(logprobs, raw)| logprobs.report(&raw, token));
         Ok((token, logprob))
@@ -161,6 +165,21 @@ mod tests {
         let sum: f32 = weights.iter().sum();
         for (seen, weight) in frequencies(&policy, &logits).iter().zip(&weights) {
             assert!((seen - weight / sum).abs() < 0.03, "{seen} {weight} {sum}");
+        }
+    }
+
+    #[test]
+    fn a_draw_from_many_finds_the_piece_and_the_token() {
+        // Over several pieces, and a last one that is short: three tokens have all of the weight.
+        let mut logits = vec![f32::NEG_INFINITY; 200];
+        for (token, share) in [(3, 0.5f32), (130, 0.3), (199, 0.2)] {
+            logits[token] = share.ln();
+        }
+        let frequencies = frequencies(&Policy::default(), &logits);
+        for (token, seen) in frequencies.iter().enumerate() {
+            let wanted = logits[token].exp();
+            assert!((seen - wanted).abs() < 0.03, "token {token}: {seen}");
+            assert_eq!(*seen == 0.0, wanted == 0.0, "token {token}");
         }
     }
 

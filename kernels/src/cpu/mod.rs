@@ -8,6 +8,7 @@ mod attention;
 mod ceiling;
 mod elementwise;
 mod embed;
+mod exp_sums;
 mod gated_act;
 mod isa;
 mod kv;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
 pub use activations::Activations;
+pub use exp_sums::EXP_SUM_PIECE;
 pub use isa::{Isa, isas};
 pub use kv::{KvLayer, KvType};
 pub use matrix::Matrix;
