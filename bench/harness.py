@@ -69,10 +69,11 @@ def free_port():
 
 
 def ask(port, method, path, body=None, token=None):
-    """One request and its JSON or text; an error when the status is not 2xx."""
+    """One request and its JSON or text; an error when the status is not 2xx. A path is sent as the bytes of that file."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=READY_S)
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
-    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    content = body.read_bytes() if isinstance(body, pathlib.Path) else json.dumps(body) if body is not None else None
+    connection.request(method, path, content, headers)
     response = connection.getresponse()
     text = response.read().decode()
     connection.close()

@@ -1,4 +1,4 @@
-//! The queue of the [`Inbox`](super::Inbox): many threads put commands in, one sleeps until there are some and takes them all.
+//! The queue of the `Inbox`: many threads put commands in, one sleeps until there are some and takes them all.
 
 use std::collections::{BTreeMap, VecDeque};
 
