@@ -15,7 +15,8 @@ pub struct SandboxConfig {
     pub cache_key: [u8; 32],
     /// How many components may run at once; one more is [`CallError::Busy`](crate::CallError::Busy).
     pub instances_max: u32,
-    /// How often a running component is looked at: the grain of CPU budgets and of hang-ups.
+    /// How often a running component is looked at: the grain of CPU budgets and of hang-ups, and how long each of those that
+    /// compute keeps a thread from the connections.
     pub epoch_tick_ms: u64,
 }
 
@@ -27,7 +28,7 @@ impl Default for SandboxConfig {
             compiler: Compiler::InProcess,
             cache_key: [0; 32],
             instances_max: 128,
-            epoch_tick_ms: 5,
+            epoch_tick_ms: 1,
         }
     }
 }
