@@ -265,7 +265,7 @@ Try, in another terminal:
 
 2. A streamed chat
    curl -sN {url}/v1/chat/completions -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' \
-     -d '{{"model":"{model}","stream":true,"temperature":0,"messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
+     -d '{{"model":"{model}","stream":true,"temperature":0,"messages":[{{"role":"user","content":"Name the capital of France in one sentence."}}]}}'
 
 3. A function of a tenant's component, over WebSocket
    {realm} call extract.extract '{{"text":"Ada Lovelace was born in London.","fields":["name","city"]}}' --url {url} --api-key {api_key}
