@@ -62,7 +62,7 @@ impl Sampler {
         policy: &Policy,
         logits: &mut [f32],
     ) -> Result<(u32, Option<TokenLogprob>), BadLogits> {
-        let mut max = logits::max(logits)?;
+        let max = logits::max(logits)?;
         let before = policy
             .logprobs
             .map(|top| logits::Logprobs::of(logits, top as usize));
@@ -76,14 +76,18 @@ impl Sampler {
         for &(token, bias) in &policy.logit_bias {
             logits[token as usize] += bias;
         }
-        if self.penalties.is_some() || !policy.logit_bias.is_empty() {
-            // Both are finite, so a row that was sound has a largest logit still.
-            max = logits::max(logits).unwrap_or(max);
-        }
-        let token = if policy.temperature == 0.0 {
-            arg_max(logits)
+        let changed = self.penalties.is_some() || !policy.logit_bias.is_empty();
+        let largest = if changed {
+            logits::max(logits)
         } else {
-            top_k_p::draw(policy, logits, max, &mut self.scratch, &mut self.rng)
+            Ok(max)
+        };
+        let token = match largest {
+            Ok(max) if policy.temperature != 0.0 => {
+                top_k_p::draw(policy, logits, max, &mut self.scratch, &mut self.rng)
+            }
+            // A row that was sound and is no longer had logits that overflowed: the likeliest is one of them.
+            _ => arg_max(logits),
         };
         let logprob = logprob_of.map(|(logprobs, raw)| logprobs.report(&raw, token));
         Ok((token, logprob))
@@ -229,6 +233,18 @@ mod tests {
             0.0,
             "an unseeded job draws too"
         );
+    }
+
+    #[test]
+    fn a_logit_that_a_penalty_makes_overflow_is_the_likeliest() {
+        let policy = Policy {
+            repetition_penalty: 0.5,
+            ..Policy::default()
+        };
+        let mut sampler = sampler(&policy, 1);
+        sampler.accept(70);
+        let mut logits = vec![0.9 * f32::MAX; 200];
+        assert_eq!(sampler.choose(&policy, &mut logits).unwrap().0, 70);
     }
 
     #[test]
