@@ -4,7 +4,7 @@ use super::{SUM_ZERO_VALUE, Simd};
 use crate::cpu::isa::Kernel;
 use half::{bf16, f16};
 
-const LANES: usize = 16;
+const LANES: usize = 4;
 
 /// Needs nothing of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
