@@ -9,6 +9,7 @@ use super::simd::neon::Neon;
 use super::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
+use std::sync::LazyLock;
 
 /// An instruction set that was detected on this machine. Having one is the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,9 @@ pub fn isas() -> Vec<Isa> {
 impl Isa {
     /// The fastest of [`isas`].
     pub fn best() -> Isa {
-        *isas().last().expect("the plain one is always there")
+        static BEST: LazyLock<Isa> =
+            LazyLock::new(|| *isas().last().expect("the plain one is always there"));
+        *BEST
     }
 
     /// A short name: `"scalar"`, `"avx2"`, `"avx512-vnni"`, `"neon-dotprod"`.

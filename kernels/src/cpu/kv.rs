@@ -12,6 +12,7 @@ use crate::quant::GROUP;
 use crate::shapes::BLOCK_TOKENS;
 use half::f16;
 use std::ops::Range;
+use zerocopy::IntoBytes;
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,28 +125,10 @@ impl KvLayer {
     /// # Panics
     /// When there is no such block.
     pub fn copy_block(&mut self, from: u32, to: u32) {
-        fn copy<T: Copy>(plane: &mut [T], block: usize, from: u32, to: u32) {
-            let (from, to) = (from as usize * block, to as usize * block);
-            plane.copy_within(from..from + block, to);
-        }
-        let codes = self.head_codes() * self.kv_heads;
-        let scales = self.head_scales() * self.kv_heads;
-        match &mut self.planes {
-            Planes::F16 { keys, values } => {
-                copy(keys, codes, from, to);
-                copy(values, codes, from, to);
-            }
-            Planes::Q8_0 {
-                keys,
-                key_scales,
-                values,
-                value_scales,
-            } => {
-                copy(keys, codes, from, to);
-                copy(key_scales, scales, from, to);
-                copy(values, codes, from, to);
-                copy(value_scales, scales, from, to);
-            }
+        let blocks = self.blocks;
+        for plane in self.planes_mut() {
+            let (from, to) = (of_block(plane, blocks, from), of_block(plane, blocks, to));
+            plane.copy_within(from, to.start);
         }
     }
 
@@ -155,23 +138,8 @@ impl KvLayer {
     /// # Panics
     /// When there is no such block.
     pub fn export_block(&self, block: u32, out: &mut Vec<u8>) {
-        let [codes, scales] = self.block_ranges(block);
-        match &self.planes {
-            Planes::F16 { keys, values } => {
-                put(&keys[codes.clone()], u16::to_le_bytes, out);
-                put(&values[codes], u16::to_le_bytes, out);
-            }
-            Planes::Q8_0 {
-                keys,
-                key_scales,
-                values,
-                value_scales,
-            } => {
-                put(&keys[codes.clone()], i8::to_le_bytes, out);
-                put(&key_scales[scales.clone()], u16::to_le_bytes, out);
-                put(&values[codes], i8::to_le_bytes, out);
-                put(&value_scales[scales], u16::to_le_bytes, out);
-            }
+        for plane in self.planes() {
+            out.extend_from_slice(&plane[of_block(plane, self.blocks, block)]);
         }
     }
 
@@ -182,33 +150,51 @@ impl KvLayer {
     pub fn import_block(&mut self, block: u32, bytes: &[u8]) {
         let block_bytes = KvLayer::block_bytes(self.kv_heads, self.head_dim, self.ty());
         assert_eq!(bytes.len(), block_bytes, "the bytes of one block");
-        let [codes, scales] = self.block_ranges(block);
+        let (blocks, mut bytes) = (self.blocks, bytes);
+        for plane in self.planes_mut() {
+            let range = of_block(plane, blocks, block);
+            let (own, rest) = bytes.split_at(range.len());
+            plane[range].copy_from_slice(own);
+            bytes = rest;
+        }
+    }
+
+    /// Keys, their scales, values and theirs as bytes; what the type has none of is empty.
+    fn planes(&self) -> [&[u8]; 4] {
+        match &self.planes {
+            Planes::F16 { keys, values } => [keys.as_bytes(), &[], values.as_bytes(), &[]],
+            Planes::Q8_0 {
+                keys,
+                key_scales,
+                values,
+                value_scales,
+            } => [
+                keys.as_bytes(),
+                key_scales.as_bytes(),
+                values.as_bytes(),
+                value_scales.as_bytes(),
+            ],
+        }
+    }
+
+    /// The same to write to.
+    fn planes_mut(&mut self) -> [&mut [u8]; 4] {
         match &mut self.planes {
             Planes::F16 { keys, values } => {
-                let bytes = take(bytes, u16::from_le_bytes, &mut keys[codes.clone()]);
-                take(bytes, u16::from_le_bytes, &mut values[codes]);
+                [keys.as_mut_bytes(), &mut [], values.as_mut_bytes(), &mut []]
             }
             Planes::Q8_0 {
                 keys,
                 key_scales,
                 values,
                 value_scales,
-            } => {
-                let bytes = take(bytes, i8::from_le_bytes, &mut keys[codes.clone()]);
-                let bytes = take(bytes, u16::from_le_bytes, &mut key_scales[scales.clone()]);
-                let bytes = take(bytes, i8::from_le_bytes, &mut values[codes]);
-                take(bytes, u16::from_le_bytes, &mut value_scales[scales]);
-            }
+            } => [
+                keys.as_mut_bytes(),
+                key_scales.as_mut_bytes(),
+                values.as_mut_bytes(),
+                value_scales.as_mut_bytes(),
+            ],
         }
-    }
-
-    /// Where a block lies among the codes and among the scales.
-    fn block_ranges(&self, block: u32) -> [Range<usize>; 2] {
-        let block = block as usize;
-        [self.head_codes(), self.head_scales()].map(|of_head| {
-            let of_block = of_head * self.kv_heads;
-            block * of_block..(block + 1) * of_block
-        })
     }
 
     /// Elements of one head of one block.
@@ -249,32 +235,13 @@ impl KvLayer {
     }
 }
 
-/// Appends elements as bytes.
-fn put<T: Copy, const N: usize>(
-    elements: &[T],
-    to_bytes: impl Fn(T) -> [u8; N],
-    out: &mut Vec<u8>,
-) {
-    let start = out.len();
-    out.resize(start + elements.len() * N, 0);
-    let (chunks, _) = out[start..].as_chunks_mut::<N>();
-    for (chunk, &element) in chunks.iter_mut().zip(elements) {
-        *chunk = to_bytes(element);
-    }
-}
+// Blocks are moved as they lie in memory, from one machine to another too.
+const _: () = assert!(cfg!(target_endian = "little"));
 
-/// Fills `elements` from the front of `bytes` and returns the rest.
-fn take<'a, T, const N: usize>(
-    bytes: &'a [u8],
-    from_bytes: impl Fn([u8; N]) -> T,
-    elements: &mut [T],
-) -> &'a [u8] {
-    let (own, rest) = bytes.split_at(elements.len() * N);
-    let (chunks, _) = own.as_chunks::<N>();
-    for (element, chunk) in elements.iter_mut().zip(chunks) {
-        *element = from_bytes(*chunk);
-    }
-    rest
+/// Where a block lies in a plane of so many.
+fn of_block(plane: &[u8], blocks: usize, block: u32) -> Range<usize> {
+    let (len, block) = (plane.len() / blocks, block as usize);
+    block * len..(block + 1) * len
 }
 
 impl Cpu {
