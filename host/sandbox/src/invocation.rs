@@ -107,7 +107,16 @@ pub(crate) fn start(
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let charges = Charges::new(&tenant);
     let account = Arc::clone(&charges.account);
-    let task = tokio::spawn(serve(inner, workflow, tenant, request, sender, charges));
+    let memory = Arc::clone(&tenant.memory);
+    let call = serve(
+        Arc::clone(&inner),
+        workflow,
+        tenant,
+        request,
+        sender,
+        charges,
+    );
+    let task = tokio::spawn(async move { inner.compute.run(&memory, call).await });
     Invocation {
         events,
         task: Some(task),

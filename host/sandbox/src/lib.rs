@@ -10,6 +10,7 @@ mod bindings;
 mod blocking;
 mod compile_worker;
 mod component;
+mod compute;
 mod config;
 mod cpu;
 mod describe;
@@ -29,6 +30,7 @@ mod validate;
 mod wasi;
 
 use component::Loader;
+use compute::ComputeThreads;
 use std::sync::Arc;
 use std::time::Duration;
 use ticker::Ticker;
@@ -62,6 +64,7 @@ pub struct Sandbox {
 pub(crate) struct Inner {
     loader: Loader,
     ticker: Arc<Ticker>,
+    compute: ComputeThreads,
     config: SandboxConfig,
     hooks: Arc<dyn Hooks>,
     /// One permit per pool slot: a full pool is an answer at once and not a wait.
@@ -69,7 +72,8 @@ pub(crate) struct Inner {
 }
 
 impl Sandbox {
-    /// Reserves the instance pool and starts the thread that makes running components look at their budgets.
+    /// Reserves the instance pool and starts its threads: those for components that compute, and the one that makes
+    /// running components look at their budgets.
     ///
     /// # Errors
     /// When the limits contradict each other or the pool's address space cannot be had.
@@ -84,6 +88,7 @@ impl Sandbox {
             inner: Arc::new(Inner {
                 loader,
                 ticker,
+                compute: ComputeThreads::start()?,
                 config,
                 hooks,
                 instances,
@@ -122,7 +127,10 @@ impl Sandbox {
         workflow: &Workflow,
         tenant: &Tenant,
     ) -> Result<Description, CallError> {
-        describe::describe(&self.inner, workflow, tenant).await
+        let (inner, workflow) = (Arc::clone(&self.inner), workflow.clone());
+        let (memory, tenant) = (Arc::clone(&tenant.memory), tenant.clone());
+        let asked = async move { describe::describe(&inner, &workflow, &tenant).await };
+        self.inner.compute.run(&memory, asked).await
     }
 
     /// Starts one call on the current tokio runtime.

@@ -2,6 +2,7 @@
 
 use crate::Limits;
 use crate::blocking::JOBS_MAX;
+use crate::compute::Allowance;
 use realm_engine::{Client, Owner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,13 +65,14 @@ impl From<BTreeMap<String, Client>> for ModelSet {
     }
 }
 
-/// Counts the memory that all live calls and requests of one tenant take of the host, and holds the places for their
-/// blocking work.
+/// What all live calls and requests of one tenant take of the host together: memory above all, places for their blocking
+/// work, and time on the threads of the connections.
 #[derive(Debug)]
 pub struct TenantMemory {
     bytes: AtomicUsize,
     bytes_max: usize,
     blocking: Arc<Semaphore>,
+    allowance: Allowance,
 }
 
 impl TenantMemory {
@@ -80,6 +82,7 @@ impl TenantMemory {
             bytes: AtomicUsize::new(0),
             bytes_max,
             blocking: Arc::new(Semaphore::new(JOBS_MAX)),
+            allowance: Allowance::new(),
         }
     }
 
@@ -103,6 +106,11 @@ impl TenantMemory {
     pub(crate) fn give_back(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "a call gives back only what it took");
+    }
+
+    /// What its calls may compute on the threads of the connections.
+    pub(crate) fn allowance(&self) -> &Allowance {
+        &self.allowance
     }
 
     /// Waits for a place among the tenant's blocking jobs.
