@@ -44,6 +44,7 @@ pub use error::{CallError, GuestError, Rejected, SandboxError};
 pub use invocation::{Invocation, ReplyEvent};
 pub use limits::Limits;
 pub use log::LogLevel;
+pub use memory::{Charge, Memory, NoMemory};
 pub use realm_engine as engine;
 pub use request::{CallRequest, Prompt, RequestKind, SharedKind};
 pub use tenant::{MemoryCharge, ModelSet, Tenant, TenantMemory};

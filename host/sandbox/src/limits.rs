@@ -1,6 +1,6 @@
 //! Limits of one call, and the limiter that counts all memories and tables of a store together.
 
-use crate::memory::{CallMemory, NoMemory};
+use crate::memory::{CallMemory, Memory, NoMemory};
 use std::sync::Arc;
 use wasmtime::ResourceLimiter;
 

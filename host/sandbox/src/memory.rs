@@ -21,9 +21,21 @@ pub(crate) struct CallMemory {
 /// There was not as much memory left as was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the memory limit of {bytes_max} bytes is reached")]
-pub(crate) struct NoMemory {
+pub struct NoMemory {
     /// The limit that was met, the call's or the tenant's.
-    pub(crate) bytes_max: usize,
+    pub bytes_max: usize,
+}
+
+/// Memory that can be charged.
+pub trait Memory {
+    /// Takes `bytes`.
+    ///
+    /// # Errors
+    /// When there are not as many left; then nothing is taken.
+    fn take(&self, bytes: usize) -> Result<(), NoMemory>;
+
+    /// Gives back what was taken.
+    fn give_back(&self, bytes: usize);
 }
 
 impl CallMemory {
@@ -35,28 +47,6 @@ impl CallMemory {
         })
     }
 
-    pub(crate) fn take(&self, bytes: usize) -> Result<(), NoMemory> {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        self.bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-            .map_err(|_| NoMemory {
-                bytes_max: self.bytes_max,
-            })?;
-        if !self.tenant.take(bytes) {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(NoMemory {
-                bytes_max: self.tenant.bytes_max(),
-            });
-        }
-        Ok(())
-    }
-
-    pub(crate) fn give_back(&self, bytes: usize) {
-        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        debug_assert!(before >= bytes, "a call gives back only what it took");
-        self.tenant.give_back(bytes);
-    }
-
     /// The memory of all calls of the tenant.
     pub(crate) fn tenant(&self) -> &TenantMemory {
         &self.tenant
@@ -64,32 +54,77 @@ impl CallMemory {
 
     /// Charges bytes until what they pay for is dropped.
     pub(crate) fn hold(self: &Arc<CallMemory>, bytes: usize) -> Result<Held, NoMemory> {
-        self.take(bytes)?;
-        Ok(Held {
-            memory: Arc::clone(self),
-            bytes,
-        })
+        Charge::new(self, bytes)
     }
 }
 
-/// Bytes that the host holds for a call. They are given back when it is dropped.
+impl Memory for CallMemory {
+    fn take(&self, bytes: usize) -> Result<(), NoMemory> {
+        take(&self.bytes, self.bytes_max, bytes)?;
+        self.tenant.take(bytes).inspect_err(|_| {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        })
+    }
+
+    fn give_back(&self, bytes: usize) {
+        give_back(&self.bytes, bytes);
+        self.tenant.give_back(bytes);
+    }
+}
+
+/// Counts `bytes` more, unless there would be more than `bytes_max`.
+pub(crate) fn take(used: &AtomicUsize, bytes_max: usize, bytes: usize) -> Result<(), NoMemory> {
+    let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= bytes_max);
+    used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+        .map(drop)
+        .map_err(|_| NoMemory { bytes_max })
+}
+
+/// Counts `bytes` less.
+pub(crate) fn give_back(used: &AtomicUsize, bytes: usize) {
+    let before = used.fetch_sub(bytes, Ordering::Relaxed);
+    debug_assert!(before >= bytes, "only what was taken is given back");
+}
+
+/// Bytes of a memory that something holds. They are given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
-    memory: Arc<CallMemory>,
+pub struct Charge<M: Memory> {
+    memory: Arc<M>,
     bytes: usize,
 }
 
-impl Held {
+/// Bytes that the host holds for a call.
+pub(crate) type Held = Charge<CallMemory>;
+
+impl<M: Memory> Charge<M> {
+    /// Takes `bytes` of the memory.
+    ///
+    /// # Errors
+    /// When there are not as many left.
+    pub fn new(memory: &Arc<M>, bytes: usize) -> Result<Charge<M>, NoMemory> {
+        let mut charge = Charge::nothing(memory);
+        charge.resize(bytes)?;
+        Ok(charge)
+    }
+
     /// Nothing yet.
-    pub(crate) fn nothing(memory: &Arc<CallMemory>) -> Held {
-        Held {
+    pub fn nothing(memory: &Arc<M>) -> Charge<M> {
+        Charge {
             memory: Arc::clone(memory),
             bytes: 0,
         }
     }
 
-    /// Charges `bytes` instead.
-    pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), NoMemory> {
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds `bytes` from now on.
+    ///
+    /// # Errors
+    /// When there are not as many left; then nothing changes. Giving back never fails.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), NoMemory> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.memory.take(more)?,
             None => self.memory.give_back(self.bytes - bytes),
@@ -99,26 +134,22 @@ impl Held {
     }
 
     /// All of it, as one of its own; nothing is left here.
-    pub(crate) fn take(&mut self) -> Held {
-        let mut taken = Held::nothing(&self.memory);
+    pub(crate) fn take(&mut self) -> Charge<M> {
+        let mut taken = Charge::nothing(&self.memory);
         taken.absorb(self, usize::MAX);
         taken
     }
 
-    /// Moves up to `bytes` of what `other`, of the same call, holds to this one. That never fails: nothing is charged anew.
-    pub(crate) fn absorb(&mut self, other: &mut Held, bytes: usize) {
-        debug_assert!(Arc::ptr_eq(&self.memory, &other.memory), "of one call");
+    /// Moves up to `bytes` of what `other`, of the same memory, holds to this one. That never fails: nothing is charged anew.
+    pub(crate) fn absorb(&mut self, other: &mut Charge<M>, bytes: usize) {
+        debug_assert!(Arc::ptr_eq(&self.memory, &other.memory), "of one memory");
         let moved = bytes.min(other.bytes);
         other.bytes -= moved;
         self.bytes += moved;
     }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
-impl Drop for Held {
+impl<M: Memory> Drop for Charge<M> {
     fn drop(&mut self) {
         self.memory.give_back(self.bytes);
     }

@@ -3,6 +3,7 @@
 use crate::Limits;
 use crate::blocking::JOBS_MAX;
 use crate::compute::Allowance;
+use crate::memory::{self, Charge, Memory, NoMemory};
 use realm_engine::{Client, Owner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -96,18 +97,6 @@ impl TenantMemory {
         self.bytes_max
     }
 
-    pub(crate) fn take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        self.bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-            .is_ok()
-    }
-
-    pub(crate) fn give_back(&self, bytes: usize) {
-        let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        debug_assert!(before >= bytes, "a call gives back only what it took");
-    }
-
     /// What its calls may compute on the threads of the connections.
     pub(crate) fn allowance(&self) -> &Allowance {
         &self.allowance
@@ -126,42 +115,18 @@ impl TenantMemory {
     }
 }
 
-/// Bytes of a tenant's memory that something holds. They are given back when it is dropped.
-#[derive(Debug)]
-pub struct MemoryCharge {
-    memory: Arc<TenantMemory>,
-    bytes: usize,
-}
-
-impl MemoryCharge {
-    /// Takes `bytes` of the tenant's memory; `None` when it has not as many left.
-    pub fn new(memory: &Arc<TenantMemory>, bytes: usize) -> Option<MemoryCharge> {
-        let memory = Arc::clone(memory);
-        memory.take(bytes).then(|| MemoryCharge { memory, bytes })
+impl Memory for TenantMemory {
+    fn take(&self, bytes: usize) -> Result<(), NoMemory> {
+        memory::take(&self.bytes, self.bytes_max, bytes)
     }
 
-    /// Bytes it holds.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Holds `bytes` from now on. False, and nothing changes, when the tenant has not as many left.
-    #[must_use]
-    pub fn resize(&mut self, bytes: usize) -> bool {
-        if bytes > self.bytes && !self.memory.take(bytes - self.bytes) {
-            return false;
-        }
-        self.memory.give_back(self.bytes.saturating_sub(bytes));
-        self.bytes = bytes;
-        true
+    fn give_back(&self, bytes: usize) {
+        memory::give_back(&self.bytes, bytes);
     }
 }
 
-impl Drop for MemoryCharge {
-    fn drop(&mut self) {
-        self.memory.give_back(self.bytes);
-    }
-}
+/// Bytes of a tenant's memory that something holds.
+pub type MemoryCharge = Charge<TenantMemory>;
 
 #[cfg(test)]
 mod tests {
@@ -171,11 +136,11 @@ mod tests {
     fn a_charge_grows_and_shrinks_within_the_tenants_memory() {
         let memory = Arc::new(TenantMemory::new(100));
         let mut charge = MemoryCharge::new(&memory, 40).unwrap();
-        assert!(charge.resize(90));
-        assert!(!charge.resize(101));
+        assert_eq!(charge.resize(90), Ok(()));
+        assert_eq!(charge.resize(101), Err(NoMemory { bytes_max: 100 }));
         assert_eq!((charge.bytes(), memory.bytes()), (90, 90));
-        assert!(MemoryCharge::new(&memory, 11).is_none());
-        assert!(charge.resize(10));
+        assert!(MemoryCharge::new(&memory, 11).is_err());
+        assert_eq!(charge.resize(10), Ok(()));
         assert_eq!(memory.bytes(), 10);
         drop(charge);
         assert_eq!(memory.bytes(), 0);

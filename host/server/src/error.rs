@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use realm_sandbox::{CallError, GuestError};
+use realm_sandbox::{CallError, GuestError, NoMemory};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::time::Duration;
@@ -300,6 +300,12 @@ fn status_of(error: &CallError) -> (StatusCode, &'static str) {
             GuestError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
         },
         _ => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
+    }
+}
+
+impl From<NoMemory> for ApiError {
+    fn from(_: NoMemory) -> ApiError {
+        ApiError::memory_in_use()
     }
 }
 

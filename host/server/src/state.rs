@@ -88,7 +88,7 @@ impl TenantEntry {
     /// # Errors
     /// The client's 429.
     pub fn charge(&self, bytes: usize) -> ApiResult<MemoryCharge> {
-        MemoryCharge::new(&self.memory, bytes).ok_or_else(ApiError::memory_in_use)
+        Ok(MemoryCharge::new(&self.memory, bytes)?)
     }
 }
 

@@ -42,10 +42,7 @@ impl ReadMeter {
 
     /// Charges what is read from now on to a tenant.
     pub(crate) fn charge_to(&self, memory: &Arc<TenantMemory>) {
-        // Nothing is always to be had.
-        if let Some(charge) = MemoryCharge::new(memory, 0) {
-            self.set(Counting::Tenant(charge, 0));
-        }
+        self.set(Counting::Tenant(MemoryCharge::nothing(memory), 0));
     }
 
     /// A message is there, and whoever took it has charged it.
@@ -72,7 +69,7 @@ impl ReadMeter {
             }
             Counting::Tenant(charge, bytes) => {
                 *bytes += count;
-                *bytes <= charge.bytes() || charge.resize(*bytes + CHARGE_STEP)
+                *bytes <= charge.bytes() || charge.resize(*bytes + CHARGE_STEP).is_ok()
             }
         };
         if fits {

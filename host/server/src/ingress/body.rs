@@ -27,7 +27,7 @@ pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
 /// A large body waits this long for others of its tenant.
 const TURN_WAIT: Duration = Duration::from_secs(10);
 /// Above this a body is large: it waits for its turn, and is parsed where it may take its time.
-const LARGE_BYTES: usize = 64 << 10;
+pub(super) const LARGE_BYTES: usize = 64 << 10;
 /// What parsing takes beside the text, at most, as a multiple of it: the strings made of it, in buffers that double.
 const PARSE_FACTOR: usize = 3;
 /// What is set aside for a body that does not say how long it is, at first.
@@ -40,7 +40,7 @@ const _: () = assert!(
 
 /// The body of a tenant's request: all of it, its charge, and its place among those that are being received.
 pub(super) struct TenantBody {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     charge: MemoryCharge,
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -63,7 +63,7 @@ impl TenantBody {
         let charge = tenant.charge(expected)?;
         let bytes = read_bytes(body, announced, BODY_BYTES_MAX, wait).await?;
         Ok(TenantBody {
-            bytes,
+            bytes: bytes.into(),
             charge,
             _place: place,
         })
@@ -73,18 +73,18 @@ impl TenantBody {
     ///
     /// # Errors
     /// 429 when the tenant's memory is in use.
-    pub(super) fn of_text(tenant: &TenantEntry, text: &str) -> ApiResult<TenantBody> {
-        let charge = tenant.charge(text.len())?;
+    pub(super) fn arrived(tenant: &TenantEntry, text: impl Into<Bytes>) -> ApiResult<TenantBody> {
+        let bytes = text.into();
         Ok(TenantBody {
-            bytes: text.as_bytes().to_vec(),
-            charge,
+            charge: tenant.charge(bytes.len())?,
+            bytes,
             _place: None,
         })
     }
 
     /// The bytes themselves.
     pub(super) fn into_text(self) -> ApiResult<(String, MemoryCharge)> {
-        let text = String::from_utf8(self.bytes)
+        let text = String::from_utf8(self.bytes.into())
             .map_err(|_| ApiError::invalid("the text is not valid UTF-8"))?;
         Ok((text, self.charge))
     }
@@ -114,9 +114,7 @@ impl TenantBody {
             )),
             false => None,
         };
-        if !charge.resize(bytes.len() * (1 + PARSE_FACTOR)) {
-            return Err(ApiError::memory_in_use());
-        }
+        charge.resize(bytes.len() * (1 + PARSE_FACTOR))?;
         // The charge and the turns are the parser's: it goes on to its end when the client hangs up. The bytes go with it.
         let parse = move || {
             let _turns = (place, turns);
@@ -129,9 +127,7 @@ impl TenantBody {
             parse()
         };
         let parsed = parsed?;
-        if !charge.resize(heap_bytes(&parsed)) {
-            return Err(ApiError::memory_in_use());
-        }
+        charge.resize(heap_bytes(&parsed))?;
         Ok((parsed, charge))
     }
 }
@@ -171,9 +167,7 @@ impl hyper::body::Body for ChargedAnswer {
 /// An answer of JSON, which stays charged until the client has taken it.
 pub(super) fn json_answer(body: &Value, mut charge: MemoryCharge) -> ApiResult<Response> {
     let bytes = Bytes::from(body.to_string());
-    if !charge.resize(bytes.len()) {
-        return Err(ApiError::memory_in_use());
-    }
+    charge.resize(bytes.len())?;
     let answer = ChargedAnswer {
         bytes,
         _charge: charge,

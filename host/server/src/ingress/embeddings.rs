@@ -61,9 +61,7 @@ pub(super) async fn embed(
     }
     // The vectors, and the answer that is written of them.
     let vector_bytes = request.input.0.len() * dimensions * VECTOR_NUMBER_BYTES;
-    if !charge.resize(charge.bytes() + vector_bytes) {
-        return Err(ApiError::memory_in_use());
-    }
+    charge.resize(charge.bytes() + vector_bytes)?;
     let (inputs, charge) = tokens(tenant, model, request.input.0, charge).await?;
     let count: usize = inputs.iter().map(Vec::len).sum();
     let owner = Owner {

@@ -10,19 +10,19 @@ mod outgoing;
 
 pub(in crate::ingress) use outgoing::{OutFrame, Outgoing};
 
-use super::body::{BODY_BYTES_MAX, TenantBody};
+use super::body::{BODY_BYTES_MAX, LARGE_BYTES, TenantBody};
 use crate::auth::bearer;
 use crate::connections::{Connection, InUse};
 use crate::error::{ApiError, ApiResult};
-use crate::state::{App, Open};
+use crate::state::{App, Open, TenantEntry};
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use call::FunctionCall;
-use frame::Frame;
+use frame::{BadFrame, Frame};
 use futures_util::StreamExt;
 use futures_util::stream::SplitStream;
 use outgoing::write;
@@ -242,7 +242,7 @@ impl Session {
                 message = self.stream.next() => {
                     self.heard = Instant::now();
                     match message {
-                        Some(Ok(Message::Text(text))) => self.receive(&text).await,
+                        Some(Ok(Message::Text(text))) => self.receive(text).await,
                         Some(Ok(Message::Binary(_))) => {
                             let error = ApiError::invalid("binary frames are not supported; frames must be text");
                             self.send(frame::error(&Value::Null, &error)).await;
@@ -336,8 +336,37 @@ impl Session {
         Ok(name)
     }
 
-    async fn receive(&mut self, text: &str) {
-        let refused = match frame::parse(text) {
+    /// Reads a frame, a large one off this thread.
+    async fn parse(&self, text: Utf8Bytes) -> Result<Frame, Box<BadFrame>> {
+        if text.len() <= LARGE_BYTES {
+            return frame::parse(&text);
+        }
+        let parsed = async {
+            let tenant = self.tenant()?;
+            let parse = |text: &[u8]| {
+                let text = std::str::from_utf8(text).map_err(|error| ApiError::internal(&error))?;
+                Ok(frame::parse(text))
+            };
+            let body = TenantBody::arrived(&tenant, text)?;
+            let (frame, _) = body.parse(&self.app, &tenant, parse, |_| 0).await?;
+            Ok(frame)
+        };
+        parsed.await.unwrap_or_else(|error| {
+            Err(Box::new(BadFrame {
+                id: Value::Null,
+                error,
+            }))
+        })
+    }
+
+    /// Whose connection it is. Looked up each time: a key can be revoked while a connection is open.
+    fn tenant(&self) -> ApiResult<Arc<TenantEntry>> {
+        let key = self.owner.as_ref().map(|owner| owner.key.as_str());
+        self.app.authenticate(key)
+    }
+
+    async fn receive(&mut self, text: Utf8Bytes) {
+        let refused = match self.parse(text).await {
             Ok(Frame::Auth { api_key }) => {
                 // A refused key changes nothing, and was answered.
                 let _ = self.take_key(&api_key).await;
@@ -366,12 +395,10 @@ impl Session {
         }
     }
 
-    fn start(&mut self, id: &Value, function: String, params: &str) -> ApiResult<()> {
-        // Looked up for every call: a key can be revoked while a connection is open.
-        let key = self.owner.as_ref().map(|owner| owner.key.as_str());
-        let tenant = self.app.authenticate(key)?;
+    fn start(&mut self, id: &Value, function: String, params: String) -> ApiResult<()> {
+        let tenant = self.tenant()?;
         let admission = self.app.admit(&tenant, self.connection.in_use())?;
-        let params = TenantBody::of_text(&tenant, params)?;
+        let params = TenantBody::arrived(&tenant, params)?;
         let cancelled = self.live.enter(id)?;
         let out = Outgoing::new(id.clone(), self.out.clone(), Arc::clone(&tenant.memory));
         let call = FunctionCall {
@@ -392,8 +419,7 @@ impl Session {
 
     /// Counts a call that was refused before it began, as HTTP counts such requests.
     fn count_refused(&self, error: &ApiError) {
-        let key = self.owner.as_ref().map(|owner| owner.key.as_str());
-        let tenant = self.app.authenticate(key);
+        let tenant = self.tenant();
         let name = tenant.as_ref().map_or("-", |tenant| &tenant.row.name);
         call::count(&self.app, name, error.status.as_str());
     }

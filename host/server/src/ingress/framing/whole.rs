@@ -58,8 +58,8 @@ pub(in crate::ingress) async fn collect(
             generation.fail(&error);
             return Err(error);
         }
-        if held > charge.bytes() && !charge.resize(held + CHARGE_STEP) {
-            return Err(ApiError::memory_in_use());
+        if held > charge.bytes() {
+            charge.resize(held + CHARGE_STEP)?;
         }
         let (text, logprobs) = &mut texts[delta.choice as usize];
         text.push_str(&delta.text);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// A frame from a client.
 #[derive(Debug)]
-pub(super) enum Frame<'a> {
+pub(super) enum Frame {
     /// The key, where no header was possible.
     Auth {
         /// `rk_...`
@@ -21,7 +21,7 @@ pub(super) enum Frame<'a> {
         /// A built-in, or `workflow.function`.
         function: String,
         /// JSON as the client wrote it; an empty object when left out.
-        params: &'a str,
+        params: String,
     },
     /// End a call.
     Cancel {
@@ -64,7 +64,7 @@ struct Fields<'a> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn parse(text: &str) -> Result<Frame<'_>, Box<BadFrame>> {
+pub(super) fn parse(text: &str) -> Result<Frame, Box<BadFrame>> {
     let refuse = |id: &Value, error: ApiError| {
         let id = id.clone();
         Err(Box::new(BadFrame { id, error }))
@@ -90,7 +90,7 @@ pub(super) fn parse(text: &str) -> Result<Frame<'_>, Box<BadFrame>> {
         Some(function) if function.len() <= FUNCTION_BYTES_MAX => Ok(Frame::Call {
             id,
             function,
-            params: fields.params.map_or("{}", RawValue::get),
+            params: fields.params.map_or("{}", RawValue::get).to_owned(),
         }),
         _ => {
             let what = "must be a string of at most 256 bytes";
@@ -171,7 +171,7 @@ mod tests {
                 panic!("{text} is a call");
             };
             assert_eq!(
-                (id, function.as_str(), params),
+                (id, function.as_str(), params.as_str()),
                 (expected_id, "chat", expected_params),
                 "{text}"
             );

@@ -81,8 +81,7 @@ impl Outgoing {
     }
 
     fn charged(&self, text: String) -> ApiResult<OutFrame> {
-        let charge = MemoryCharge::new(&self.memory, text.len());
-        let charge = charge.ok_or_else(ApiError::memory_in_use)?;
+        let charge = MemoryCharge::new(&self.memory, text.len())?;
         Ok(OutFrame {
             message: Message::text(text),
             _charge: Some(charge),
