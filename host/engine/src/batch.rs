@@ -142,7 +142,7 @@ impl Batch {
     }
 
     /// Gives back all but the blocks of the first `tokens` positions; the tokens stay.
-    fn truncate_blocks(&mut self, id: u64, tokens: u32) {
+    pub(crate) fn truncate_blocks(&mut self, id: u64, tokens: u32) {
         let Some(sequence) = self.sequences.get_mut(id) else {
             return;
         };

@@ -31,7 +31,7 @@ pub struct Owner {
     /// gives a tenant that has no number of its own.
     ///
     /// When it is reached, idle sequences of the tenant lose their blocks (they are computed again when needed) and
-    /// its jobs wait for one another. A single sequence that needs more fails with [`EngineError::Quota`].
+    /// its jobs wait for one another. For a single sequence that needs more it is the end of the context.
     pub kv_blocks_max: u32,
 }
 
@@ -52,9 +52,23 @@ pub(crate) struct EngineShared {
 
 impl EngineShared {
     /// Tokens a sequence can have: the context, or what all the KV blocks hold if that is less.
-    pub(crate) fn length_max(&self) -> u32 {
-        let cache = self.facts.kv_blocks.saturating_mul(self.facts.block_tokens);
+    fn length_max(&self) -> u32 {
+        self.length_within(self.facts.kv_blocks)
+    }
+
+    /// The same with so many blocks at most.
+    pub(crate) fn length_within(&self, blocks_max: u32) -> u32 {
+        let blocks = self.facts.kv_blocks.min(blocks_max);
+        let cache = blocks.saturating_mul(self.facts.block_tokens);
         self.facts.context_length.min(cache)
+    }
+
+    /// The owner's number of blocks, or what a tenant without one gets.
+    fn kv_blocks_max(&self, owner: Owner) -> u32 {
+        match owner.kv_blocks_max {
+            u32::MAX => self.kv_blocks_default(),
+            blocks => blocks,
+        }
     }
 
     /// KV blocks of a tenant that has no number of its own.
@@ -114,6 +128,11 @@ impl Client {
         self.shared.ledger.usage()
     }
 
+    /// Tokens that one sequence of this owner can have: the model's context, or what the blocks it may hold have room for.
+    pub fn length_max(&self, owner: Owner) -> u32 {
+        self.shared.length_within(self.shared.kv_blocks_max(owner))
+    }
+
     /// An empty sequence, whose tokens and those of its forks are counted in `account`.
     ///
     /// # Errors
@@ -130,12 +149,8 @@ impl Client {
         owner: Owner,
         account: &Arc<Account>,
     ) -> Result<Sequence, EngineError> {
-        let kv_blocks_max = match owner.kv_blocks_max {
-            u32::MAX => self.shared.kv_blocks_default(),
-            blocks => blocks,
-        };
         let owner = Owner {
-            kv_blocks_max,
+            kv_blocks_max: self.shared.kv_blocks_max(owner),
             ..owner
         };
         let sequences_max = self.shared.tenant_sequences_max;

@@ -62,7 +62,7 @@ impl Emitter {
         mut generation: Box<Generation>,
         prompt: Tokens,
     ) -> Option<u32> {
-        generation.begin(index, prompt, self.seeds.next_u64());
+        generation.begin(index, prompt, self.seeds.next_u64(), &self.text);
         let max_tokens = generation.max_tokens();
         self.generations.insert(sequence, generation);
         max_tokens
@@ -140,8 +140,8 @@ impl Emitter {
             self.fail(batch, id, &EngineError::Internal(what));
             return;
         };
-        let said = if self.text.is_end_of_generation(token) && !generation.ignores_end() {
-            generation.end_of_turn()
+        let said = if let Some(reason) = generation.end_before(token, &self.text) {
+            generation.end(reason)
         } else if batch.push_token(id, token) {
             let bytes = self.text.token_bytes(token);
             generation.one_more(token, logprob, bytes, batch.room(id))
@@ -178,8 +178,10 @@ impl Emitter {
         self.stop(batch, id, Finish::Failed(error.clone()));
     }
 
-    /// Ends a sequence for which the pool has no more blocks: what its job has said stands.
+    /// Ends a sequence for which there are no more blocks: what its job has said stands. Its blocks are free at once, since
+    /// the plan that ends it gives them to others.
     pub(crate) fn finish_full(&mut self, batch: &mut Batch, id: u64) {
+        batch.truncate_blocks(id, 0);
         match self.generations.get_mut(&id) {
             Some(generation) if generation.has_spoken() => {
                 let mut event = generation.event();

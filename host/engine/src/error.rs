@@ -14,7 +14,7 @@ pub enum EngineError {
     Quota {
         /// Which budget, with its numbers.
         what: String,
-        /// A hint when to try again; 0 when waiting cannot help.
+        /// A hint when to try again.
         retry_after_ms: u32,
     },
     /// The engine is full: wait.

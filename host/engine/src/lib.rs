@@ -57,7 +57,7 @@ pub use executor::{
 };
 pub use model::{Activations, LoadError, ModelOptions};
 pub use outlet::{Event, Finish, StopReason, Usage};
-pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOPS_MAX};
+pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOP_TOKENS_MAX, STOPS_MAX};
 pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError, ModelSource, SourceError};
 pub use run::{Job, Run};

@@ -41,7 +41,7 @@ pub enum Finish {
 pub enum StopReason {
     /// The model ended its turn.
     EndOfTurn,
-    /// One of the policy's stop strings came up.
+    /// One of the policy's stop strings or stop tokens came up.
     StopString,
     /// The policy's number of tokens was made.
     MaxTokens,

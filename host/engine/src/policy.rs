@@ -2,6 +2,8 @@
 
 /// Stop strings of one job, at most.
 pub const STOPS_MAX: usize = 16;
+/// Stop tokens of one job, at most.
+pub const STOP_TOKENS_MAX: usize = 1_024;
 /// Bytes of one stop string, at most.
 pub const STOP_BYTES_MAX: usize = 256;
 /// Alternatives reported beside each chosen token, at most.
@@ -15,11 +17,13 @@ pub const LOGPROBS_MAX: u32 = 20;
 pub struct Policy {
     /// Tokens to generate at most; `None` is until the context is full.
     pub max_tokens: Option<u32>,
+    /// Tokens to generate at least: until then no token that would end the job is chosen, and no stop string is looked for.
+    pub min_tokens: u32,
     /// Divides the logits; 0 always takes the likeliest token (the lowest id of equals). 0 to 100.
     pub temperature: f32,
     /// Keeps this many of the likeliest tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keeps the likeliest tokens that together have this probability; above 0, at most 1.
+    /// Keeps the likeliest tokens that together have this probability, at least one; 0 to 1.
     pub top_p: f32,
     /// Drops tokens less likely than this fraction of the likeliest; 0 to 1.
     pub min_p: f32,
@@ -37,6 +41,8 @@ pub struct Policy {
     pub logit_bias: Vec<(u32, f32)>,
     /// The job ends before the first of these in its text.
     pub stop: Vec<String>,
+    /// The job ends before the first of these tokens, as it does before the model's end-of-generation tokens.
+    pub stop_token_ids: Vec<u32>,
     /// Reports the log-probability of each token and of this many alternatives; `Some(0)` is the token's only.
     pub logprobs: Option<u32>,
     /// Goes on past the model's end-of-generation tokens, which then are tokens like others (without text).
@@ -47,6 +53,7 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             max_tokens: None,
+            min_tokens: 0,
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
@@ -58,6 +65,7 @@ impl Default for Policy {
             seed: None,
             logit_bias: Vec::new(),
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             logprobs: None,
             ignore_eos: false,
         }
@@ -71,7 +79,7 @@ impl Policy {
     /// A text for the caller that names the first field out of range, its value and its range.
     pub fn validate(&self, vocab: u32) -> Result<(), String> {
         within("temperature", self.temperature, 0.0, 100.0)?;
-        within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("top_p", self.top_p, 0.0, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
         within(
             "repetition_penalty",
@@ -109,11 +117,34 @@ impl Policy {
                 ));
             }
         }
+        self.validate_ends(vocab)?;
         match self.logprobs {
             Some(top) if top > LOGPROBS_MAX => Err(format!(
                 "logprobs asks for {top} alternatives, but at most {LOGPROBS_MAX} are given"
             )),
             _ => Ok(()),
+        }
+    }
+
+    /// The part of [`Policy::validate`] that is about where a job ends, strings apart.
+    fn validate_ends(&self, vocab: u32) -> Result<(), String> {
+        if let Some(max) = self.max_tokens.filter(|&max| max < self.min_tokens) {
+            return Err(format!(
+                "min_tokens is {}, but it must be at most max_tokens, which is {max}",
+                self.min_tokens
+            ));
+        }
+        if self.stop_token_ids.len() > STOP_TOKENS_MAX {
+            return Err(format!(
+                "stop_token_ids has {} tokens, but at most {STOP_TOKENS_MAX} are allowed",
+                self.stop_token_ids.len()
+            ));
+        }
+        match self.stop_token_ids.iter().find(|&&token| token >= vocab) {
+            Some(token) => Err(format!(
+                "stop_token_ids names token {token}, but the vocabulary has {vocab} tokens"
+            )),
+            None => Ok(()),
         }
     }
 }
@@ -158,8 +189,8 @@ mod tests {
             "temperature is NaN, but it must be at least 0 and at most 100",
         );
         check(
-            |p| p.top_p = 0.0,
-            "top_p is 0, but it must be above 0 and at most 1",
+            |p| p.top_p = -0.5,
+            "top_p is -0.5, but it must be at least 0 and at most 1",
         );
         check(
             |p| p.frequency_penalty = 3.0,
@@ -176,6 +207,18 @@ mod tests {
         check(
             |p| p.stop = vec!["x".to_owned(); 17],
             "stop has 17 strings, but at most 16 are allowed",
+        );
+        check(
+            |p| (p.min_tokens, p.max_tokens) = (5, Some(4)),
+            "min_tokens is 5, but it must be at most max_tokens, which is 4",
+        );
+        check(
+            |p| p.stop_token_ids = vec![9, 10],
+            "stop_token_ids names token 10, but the vocabulary has 10 tokens",
+        );
+        check(
+            |p| p.stop_token_ids = vec![1; 1025],
+            "stop_token_ids has 1025 tokens, but at most 1024 are allowed",
         );
         check(
             |p| p.logprobs = Some(21),

@@ -32,7 +32,8 @@ pub(crate) struct BadLogits;
 #[derive(Debug)]
 pub(crate) struct Sampler {
     penalties: Option<Penalties>,
-    prompt: Tokens, // not yet seen by the penalties
+    prompt: Tokens,      // not yet seen by the penalties
+    forbidden: Vec<u32>, // never chosen for now
     rng: Rng,
     scratch: top_k_p::Scratch,
 }
@@ -42,6 +43,7 @@ impl Sampler {
         Sampler {
             penalties: Penalties::new(policy),
             prompt: Tokens::default(),
+            forbidden: Vec::new(),
             rng: Rng::new(policy.seed.unwrap_or_default()),
             scratch: top_k_p::Scratch::default(),
         }
@@ -56,7 +58,12 @@ impl Sampler {
         }
     }
 
-    /// Chooses a token. `logits` is `[vocab]` and is changed by penalties and bias.
+    /// From now on none of these tokens is chosen, and any other may be.
+    pub(crate) fn forbid(&mut self, tokens: Vec<u32>) {
+        self.forbidden = tokens;
+    }
+
+    /// Chooses a token. `logits` is `[vocab]` and is changed by penalties, bias and what is forbidden.
     pub(crate) fn choose(
         &mut self,
         policy: &Policy,
@@ -76,7 +83,14 @@ impl Sampler {
         for &(token, bias) in &policy.logit_bias {
             logits[token as usize] += bias;
         }
-        let changed = self.penalties.is_some() || !policy.logit_bias.is_empty();
+        // Last, since no bias may bring one back.
+        for &token in &self.forbidden {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let changed =
+            self.penalties.is_some() || !policy.logit_bias.is_empty() || !self.forbidden.is_empty();
         let largest = if changed {
             logits::max(logits)
         } else {
@@ -204,6 +218,7 @@ mod tests {
         };
         check(|p| p.top_k = 1, &[1.0, 0.0, 0.0, 0.0]);
         check(|p| p.top_k = 2, &[0.706, 0.294, 0.0, 0.0]);
+        check(|p| p.top_p = 0.0, &[1.0, 0.0, 0.0, 0.0]);
         check(|p| p.top_p = 0.55, &[1.0, 0.0, 0.0, 0.0]);
         check(|p| p.top_p = 0.9, &[0.632, 0.263, 0.105, 0.0]);
         check(|p| p.min_p = 0.3, &[0.706, 0.294, 0.0, 0.0]);
@@ -254,6 +269,24 @@ mod tests {
             ..Policy::default()
         };
         assert_eq!(choose(&policy, &[5.0, 4.0, -3.0], 9), 2);
+    }
+
+    #[test]
+    fn what_is_forbidden_is_not_chosen_whatever_its_bias() {
+        let policy = Policy {
+            logit_bias: vec![(2, 100.0)],
+            logprobs: Some(1),
+            ..greedy()
+        };
+        let mut sampler = sampler(&policy, 0);
+        sampler.forbid(vec![2, 0, 7]);
+        let logits = [5.0, 4.0, -3.0];
+        let (token, logprob) = sampler.choose(&policy, &mut logits.to_vec()).unwrap();
+        assert_eq!(token, 1);
+        assert_eq!(logprob.unwrap().top[0].0, 0, "the model's own word stays");
+        sampler.forbid(Vec::new());
+        let chosen = sampler.choose(&policy, &mut logits.to_vec());
+        assert_eq!(chosen.unwrap().0, 2);
     }
 
     #[test]

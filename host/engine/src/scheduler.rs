@@ -17,7 +17,7 @@ use admit::Totals;
 use cost::StepCost;
 use draft::Draft;
 use place::Way;
-pub(crate) use plan::{Plan, Shortage, Span};
+pub(crate) use plan::{Plan, Span};
 pub(crate) use shares::Shares;
 
 use crate::batch::Batch;
@@ -79,7 +79,7 @@ impl Scheduler {
             place::prefills(&mut draft, &self.shares, &mut blocked, rows);
             match place::way_out(&draft, &blocked) {
                 Some(Way::Preempt(id, why)) => base.preempt(id, why),
-                Some(Way::End(id, shortage)) => base.end(id, shortage),
+                Some(Way::End(id)) => base.end(id),
                 None => return self.charge(draft),
             }
         }
@@ -112,10 +112,6 @@ impl Scheduler {
             let units = took.as_secs_f64() / row * shares::ROW as f64;
             self.shares.charge_units(tenant, units as u64);
         }
-    }
-
-    pub(crate) fn kv_blocks_max(&self, tenant: u32) -> u32 {
-        self.shares.kv_blocks_max(tenant)
     }
 
     #[cfg(test)]

@@ -124,7 +124,7 @@ impl Sequence {
     ///
     /// # Errors
     /// `Invalid` for a token the model does not have or while a run decodes the sequence, `ContextFull` with the room
-    /// there is, `Quota` when the tenant's blocks could not hold it even alone, `Overloaded`, `Stopped`.
+    /// there is, in the context or in all the blocks that the tenant may hold, `Overloaded`, `Stopped`.
     pub fn append(&self, tokens: impl Into<Vec<u32>>) -> Result<u32, EngineError> {
         let tokens = tokens.into();
         let engine = self.client.shared();
@@ -140,12 +140,12 @@ impl Sequence {
             if tokens.is_empty() {
                 return Ok((None, length));
             }
-            let room = engine.length_max().saturating_sub(length);
+            let length_max = engine.length_within(self.shared.owner.kv_blocks_max);
+            let room = length_max.saturating_sub(length);
             if tokens.len() > room as usize {
                 return Err(EngineError::ContextFull { room });
             }
             let count = tokens.len() as u32;
-            self.check_quota(length + count)?;
             self.shared.set_length(length + count);
             self.shared.charge.prompt(count);
             let command = Command::Append {
@@ -271,20 +271,6 @@ impl Sequence {
         if self.shared.is_decoding() {
             let text = format!("a sequence cannot be {what} while a run decodes it");
             return Err(EngineError::Invalid(text));
-        }
-        Ok(())
-    }
-
-    fn check_quota(&self, length: u32) -> Result<(), EngineError> {
-        let blocks = length.div_ceil(self.client.shared().facts.block_tokens);
-        let blocks_max = self.shared.owner.kv_blocks_max;
-        if blocks > blocks_max {
-            return Err(EngineError::Quota {
-                what: format!(
-                    "{length} tokens need {blocks} KV blocks, but the tenant may hold {blocks_max}"
-                ),
-                retry_after_ms: 0,
-            });
         }
         Ok(())
     }

@@ -265,8 +265,17 @@ impl World {
 
     fn random_policy(&mut self) -> Policy {
         let seeded = self.chance(50);
+        let max_tokens = self.rng.below(140);
+        let min_tokens = self.rng.below(max_tokens + 1);
+        let stop = self.rng.below(u32::from(u8::MAX));
         Policy {
-            max_tokens: Some(self.rng.below(140)),
+            max_tokens: Some(max_tokens),
+            min_tokens: if self.chance(20) { min_tokens } else { 0 },
+            stop_token_ids: if self.chance(20) {
+                vec![stop]
+            } else {
+                Vec::new()
+            },
             // At 20 the scripted model's choice is e times likelier than each other token: nearly all is chance.
             temperature: if seeded { 20.0 } else { 0.0 },
             seed: Some(self.rng.next_u64()),
@@ -333,8 +342,19 @@ impl World {
             }
             let mut logits = vec![0.0; VOCAB as usize];
             logits[self.script.next(&history) as usize] = 20.0;
+            let mut ends = policy.stop_token_ids.clone();
+            if !policy.ignore_eos {
+                ends.extend([END, END + 1]);
+            }
+            if generated < policy.min_tokens {
+                ends.iter()
+                    .for_each(|&end| logits[end as usize] = f32::NEG_INFINITY);
+            }
             let (token, _) = sampler.choose(policy, &mut logits).unwrap();
-            if (token == END || token == END + 1) && !policy.ignore_eos {
+            if policy.stop_token_ids.contains(&token) {
+                break StopReason::StopString;
+            }
+            if ends.contains(&token) {
                 break StopReason::EndOfTurn;
             }
             sampler.accept(token);
@@ -481,8 +501,11 @@ impl World {
     fn check_hopeless(&self, owner: &Owner, length: usize, error: &EngineError) {
         let blocks = blocks_for(length as u32, BLOCK_TOKENS);
         let fits = match error {
-            EngineError::Quota { .. } => blocks <= owner.kv_blocks_max,
-            EngineError::ContextFull { .. } => blocks <= self.client.facts().kv_blocks,
+            EngineError::ContextFull { .. } => {
+                let facts = self.client.facts();
+                let blocks_max = owner.kv_blocks_max.min(facts.kv_blocks);
+                blocks <= blocks_max && (length as u32) < facts.context_length
+            }
             _ => true,
         };
         assert!(!fits, "seed {}: {length} tokens: {error}", self.seed);

@@ -16,7 +16,7 @@ use crate::error::EngineError;
 use crate::executor::Executor;
 use crate::inbox::{Command, StartedJob};
 use crate::outlet::{Finish, Outlet, StopReason};
-use crate::scheduler::{Limits, Plan, Scheduler, Shortage};
+use crate::scheduler::{Limits, Plan, Scheduler};
 use crate::stats::{Observer, StepReport};
 
 /// The engine's state, owned by one thread.
@@ -147,14 +147,8 @@ impl StepLoop {
 
     /// Carries out all of a plan but its rows.
     fn carry_out(&mut self, plan: &Plan) {
-        for &(id, shortage) in &plan.ended {
-            match shortage {
-                Shortage::Pool => self.emitter.finish_full(&mut self.batch, id),
-                Shortage::Tenant => {
-                    let error = self.over_quota(id);
-                    self.emitter.fail(&mut self.batch, id, &error);
-                }
-            }
+        for &id in &plan.ended {
+            self.emitter.finish_full(&mut self.batch, id);
         }
         for (from, to) in self.batch.carry_out(plan) {
             self.executor.copy_block(from, to);
@@ -165,18 +159,6 @@ impl StepLoop {
         };
         add(&counters.preemptions, plan.preempted.len());
         add(&counters.yields, plan.yielded.len());
-    }
-
-    fn over_quota(&self, id: u64) -> EngineError {
-        let sequence = self.batch.get(id);
-        let (tokens, tenant) = sequence.map_or((0, 0), |s| (s.length(), s.tenant()));
-        let blocks_max = self.scheduler.kv_blocks_max(tenant);
-        EngineError::Quota {
-            what: format!(
-                "{tokens} tokens need more than the {blocks_max} KV blocks the tenant may hold"
-            ),
-            retry_after_ms: 0,
-        }
     }
 
     /// Computes the planned rows. A batch the executor refuses costs its own sequences only; a panic, the engine.

@@ -184,6 +184,106 @@ fn a_job_ends_exactly_before_its_stop_string() {
     assert_eq!(events[0].finished, stopped(StopReason::StopString));
 }
 
+/// What a job says after `prompt:`, how it ends, and how many tokens it was.
+fn said(script: &str, policy: Policy) -> (String, Option<Finish>, usize) {
+    let mut engine = Stepped::new(reply(script), EngineConfig::default());
+    let sequence = engine.sequence(&bytes("prompt:"));
+    let mut run = engine.start(&sequence, policy);
+    let event = engine.finish(&mut run).remove(0);
+    assert_eq!(run.usage().completion as usize, event.tokens.len());
+    (event.text, event.finished, event.tokens.len())
+}
+
+#[test]
+fn a_job_ends_before_its_stop_token() {
+    let policy = Policy {
+        stop_token_ids: vec![u32::from(b'z'), u32::from(b't')],
+        stop: vec!["thr".to_owned()],
+        ..greedy(100)
+    };
+    let expected = ("one ".to_owned(), stopped(StopReason::StopString), 4);
+    assert_eq!(said("one two three", policy.clone()), expected);
+    let deaf = Policy {
+        ignore_eos: true,
+        ..policy
+    };
+    assert_eq!(said("one two three", deaf), expected);
+}
+
+#[test]
+fn text_held_back_for_a_stop_string_comes_out_before_a_stop_token() {
+    let policy = Policy {
+        stop_token_ids: vec![u32::from(b'w')],
+        stop: vec!["two".to_owned()],
+        ..greedy(100)
+    };
+    let expected = ("one t".to_owned(), stopped(StopReason::StopString), 5);
+    assert_eq!(said("one two", policy), expected);
+}
+
+#[test]
+fn a_job_says_at_least_as_much_as_was_asked() {
+    let least = |min_tokens, max_tokens| Policy {
+        min_tokens,
+        ..greedy(max_tokens)
+    };
+    // Where the end may not come the script has no other word, and the first token is the likeliest; then it begins anew.
+    let ended = stopped(StopReason::EndOfTurn);
+    let expected = ("ab\0ab".to_owned(), ended.clone(), 5);
+    assert_eq!(said("ab", least(3, 20)), expected);
+    assert_eq!(said("ab", least(2, 20)), ("ab".to_owned(), ended, 2));
+    let full = stopped(StopReason::MaxTokens);
+    assert_eq!(said("ab", least(3, 3)), ("ab\0".to_owned(), full, 3));
+    let stop_token = Policy {
+        stop_token_ids: vec![u32::from(b't')],
+        ..least(6, 100)
+    };
+    let stop = stopped(StopReason::StopString);
+    let expected = ("one \0one ".to_owned(), stop.clone(), 9);
+    assert_eq!(said("one two", stop_token), expected);
+    let stop_string = Policy {
+        stop: vec!["X".to_owned()],
+        ..least(2, 100)
+    };
+    let expected = ("aXb".to_owned(), stop, 4);
+    assert_eq!(said("aXbXc", stop_string), expected);
+}
+
+#[test]
+fn a_job_that_ignores_the_end_goes_on_after_it() {
+    let policy = Policy {
+        ignore_eos: true,
+        min_tokens: 4,
+        ..greedy(5)
+    };
+    let expected = ("abab".to_owned(), stopped(StopReason::MaxTokens), 5);
+    assert_eq!(said("ab", policy), expected);
+}
+
+#[test]
+fn a_full_context_has_no_room_for_an_answer() {
+    let scripted = Scripted {
+        context_length: 20,
+        ..Scripted::default()
+    };
+    let mut engine = Stepped::new(scripted, EngineConfig::default());
+    for (prompt, expected) in [
+        (19, stopped(StopReason::ContextFull)),
+        (
+            20,
+            Some(Finish::Failed(EngineError::ContextFull { room: 0 })),
+        ),
+    ] {
+        let sequence = engine.sequence(&vec![1; prompt]);
+        let mut run = engine.start(&sequence, greedy(100));
+        let event = engine.finish(&mut run).remove(0);
+        assert_eq!(
+            (event.finished, event.tokens.len()),
+            (expected, 20 - prompt)
+        );
+    }
+}
+
 #[test]
 fn text_held_back_for_a_stop_string_comes_out_when_the_job_ends() {
     let mut engine = Stepped::new(reply("one two"), EngineConfig::default());
@@ -490,7 +590,7 @@ fn wrong_calls_are_named() {
     };
     check(
         start(&sequence, policy),
-        "top_p is 2, but it must be above 0 and at most 1",
+        "top_p is 2, but it must be at least 0 and at most 1",
     );
     let owner = Owner {
         kv_blocks_max: 2,
@@ -499,7 +599,7 @@ fn wrong_calls_are_named() {
     let poor = engine.client.sequence(owner, &Account::new());
     check(
         poor.unwrap().append([0; 33]),
-        "quota: 33 tokens need 3 KV blocks, but the tenant may hold 2",
+        "the context is full; 32 more tokens would fit",
     );
     assert!(engine.client.start(Vec::new()).is_err());
     let elsewhere = Stepped::new(Scripted::default(), EngineConfig::default());
@@ -544,7 +644,7 @@ fn a_sequence_that_outgrows_all_blocks_ends_as_full() {
 }
 
 #[test]
-fn a_sequence_that_outgrows_its_tenant_fails_with_the_numbers() {
+fn a_sequence_that_outgrows_its_tenant_ends_as_full() {
     let mut engine = Stepped::new(Scripted::default(), EngineConfig::default());
     let owner = Owner {
         kv_blocks_max: 2,
@@ -554,13 +654,9 @@ fn a_sequence_that_outgrows_its_tenant_fails_with_the_numbers() {
     sequence.append([1; 20]).unwrap();
     let mut run = engine.start(&sequence, greedy(1000));
     let events = engine.finish(&mut run);
-    let Some(Finish::Failed(EngineError::Quota { what, .. })) = &events[0].finished else {
-        panic!("{:?}", events[0].finished);
-    };
-    assert_eq!(
-        what,
-        "33 tokens need more than the 2 KV blocks the tenant may hold"
-    );
+    assert_eq!(events[0].finished, stopped(StopReason::ContextFull));
+    assert_eq!(events[0].tokens.len(), 13, "32 positions and a last token");
+    assert_eq!(engine.client.length_max(owner), 32);
 }
 
 #[test]

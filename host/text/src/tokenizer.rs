@@ -283,6 +283,11 @@ impl TextModel {
         self.vocabulary.is_end(id)
     }
 
+    /// All the tokens with which generation ends.
+    pub fn ends_of_generation(&self) -> impl Iterator<Item = u32> {
+        self.vocabulary.ends_of_generation()
+    }
+
     /// Number of tokens.
     pub fn vocab_size(&self) -> u32 {
         self.vocabulary.len()

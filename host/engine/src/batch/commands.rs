@@ -103,7 +103,8 @@ impl Batch {
             return Some(Finish::Stopped(StopReason::MaxTokens));
         }
         if sequence.length() >= self.context_length {
-            return Some(Finish::Stopped(StopReason::ContextFull));
+            // An answer without a word would look as if the model had nothing to say.
+            return Some(Finish::Failed(EngineError::ContextFull { room: 0 }));
         }
         self.wake(id);
         None

@@ -1,6 +1,6 @@
 //! One job's way from logits to text: its policy, and the sampler, detokenizer and stop strings that follow it.
 
-use realm_text::{Detokenizer, StopMatcher};
+use realm_text::{Detokenizer, StopMatcher, TextModel};
 
 use crate::batch::Tokens;
 use crate::outlet::{Event, Finish, StopReason};
@@ -38,9 +38,16 @@ impl Generation {
     }
 
     /// Begins job `index` of its run. `prompt` is what the sequence has already; `seed` is used when the policy has none.
-    pub(super) fn begin(&mut self, index: u32, prompt: Tokens, seed: u64) {
+    pub(super) fn begin(&mut self, index: u32, prompt: Tokens, seed: u64, text: &TextModel) {
         self.index = index;
         self.sampler.begin(&self.policy, prompt, seed);
+        if self.policy.min_tokens > 0 {
+            let mut ends = self.policy.stop_token_ids.clone();
+            if !self.policy.ignore_eos {
+                ends.extend(text.ends_of_generation());
+            }
+            self.sampler.forbid(ends);
+        }
     }
 
     pub(super) fn max_tokens(&self) -> Option<u32> {
@@ -51,8 +58,13 @@ impl Generation {
         self.generated > 0
     }
 
-    pub(super) fn ignores_end(&self) -> bool {
-        self.policy.ignore_eos
+    /// Why the job ends before a token that was chosen, if it does.
+    pub(super) fn end_before(&self, token: u32, text: &TextModel) -> Option<StopReason> {
+        if self.policy.stop_token_ids.contains(&token) {
+            return Some(StopReason::StopString);
+        }
+        let is_end = text.is_end_of_generation(token) && !self.policy.ignore_eos;
+        is_end.then_some(StopReason::EndOfTurn)
     }
 
     pub(super) fn event(&self) -> Event {
@@ -70,13 +82,13 @@ impl Generation {
         self.sampler.choose(&self.policy, logits)
     }
 
-    /// The model ended its turn: what was held back comes out.
-    pub(super) fn end_of_turn(&mut self) -> Said {
+    /// The job ends before a token: what was held back comes out.
+    pub(super) fn end(&mut self, reason: StopReason) -> Said {
         let mut event = self.event();
         let reason = if self.flush(&mut event) {
             StopReason::StopString
         } else {
-            StopReason::EndOfTurn
+            reason
         };
         Said {
             event,
@@ -95,15 +107,15 @@ impl Generation {
         self.sampler.accept(token);
         self.generated += 1;
         let text = self.detokenizer.push(bytes);
-        let out = self.stops.push(&text);
+        let (text, matched) = self.before_stop(text);
         let mut event = Event {
-            text: out.text,
+            text,
             tokens: vec![token],
             logprobs: logprob.into_iter().collect(),
             ..self.event()
         };
         let mut reason = None;
-        if out.matched.is_some() {
+        if matched {
             reason = Some(StopReason::StopString);
         } else if self.policy.max_tokens == Some(self.generated) {
             reason = Some(StopReason::MaxTokens);
@@ -117,6 +129,19 @@ impl Generation {
             event,
             finish: reason.map(Finish::Stopped),
         }
+    }
+
+    /// What of a token's text is certain, and whether a stop string has come up. The least that was asked for is not searched.
+    fn before_stop(&mut self, text: String) -> (String, bool) {
+        let least = self.policy.min_tokens;
+        if self.generated == least {
+            self.sampler.forbid(Vec::new());
+        }
+        if self.generated <= least {
+            return (text, false);
+        }
+        let out = self.stops.push(&text);
+        (out.text, out.matched.is_some())
     }
 
     /// Adds the text that waited for more bytes or could have become a stop string. True when it did become one.

@@ -165,10 +165,10 @@ impl<'a> Draft<'a> {
     }
 
     /// Ends a sequence for want of blocks.
-    pub(super) fn end(&mut self, id: u64, shortage: Shortage) {
+    pub(super) fn end(&mut self, id: u64) {
         self.leave(id);
         self.drop_blocks(id);
-        self.plan.ended.push((id, shortage));
+        self.plan.ended.push(id);
     }
 
     fn leave(&mut self, id: u64) {

@@ -74,7 +74,7 @@ fn place(
 /// What must happen so that somebody can go on.
 pub(super) enum Way {
     Preempt(u64, Reason),
-    End(u64, Shortage),
+    End(u64),
 }
 
 /// Blocked sequences wait as long as others run, whose end gives blocks. Where nobody runs the youngest gives way to the
@@ -92,7 +92,7 @@ pub(super) fn way_out(draft: &Draft<'_>, blocked: &Blocked) -> Option<Way> {
         let youngest = draft.youngest(scope).filter(|_| rivals.count() > 1);
         Some(match youngest {
             Some(youngest) => Way::Preempt(youngest, Reason::Shortage),
-            None => Way::End(id, shortage),
+            None => Way::End(id),
         })
     })
 }

@@ -43,8 +43,8 @@ pub(crate) enum Reason {
 /// What the next step does. Everything is carried out in the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Sequences that can never go on, and what they lack.
-    pub(crate) ended: Vec<(u64, Shortage)>,
+    /// Sequences that can never go on, because they alone need more blocks than there are or than their tenant may hold.
+    pub(crate) ended: Vec<u64>,
     /// Sequences that lose their place to another tenant's and keep their blocks.
     pub(crate) yielded: Vec<(u64, Reason)>,
     /// Sequences that lose their place and their blocks; they are computed again.

@@ -195,6 +195,10 @@ impl Vocabulary {
     pub(super) fn is_end(&self, id: u32) -> bool {
         self.end.contains(&id)
     }
+
+    pub(super) fn ends_of_generation(&self) -> impl Iterator<Item = u32> {
+        self.end.iter().copied()
+    }
 }
 
 /// The byte of a token like `<0x0A>`.
