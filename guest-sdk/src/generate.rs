@@ -20,6 +20,13 @@ impl Policy {
         self
     }
 
+    /// At least this many tokens: until then no token that would end the answer is chosen and no stop string is looked for.
+    #[must_use]
+    pub fn min_tokens(self, n: u32) -> Policy {
+        self.0.min_tokens(n);
+        self
+    }
+
     /// 0 takes the likeliest token.
     #[must_use]
     pub fn temperature(self, value: f32) -> Policy {
@@ -73,6 +80,20 @@ impl Policy {
     #[must_use]
     pub fn stop(self, strings: &[String]) -> Policy {
         self.0.stop(strings);
+        self
+    }
+
+    /// Ends before any of these tokens.
+    #[must_use]
+    pub fn stop_tokens(self, tokens: &[Token]) -> Policy {
+        self.0.stop_tokens(tokens);
+        self
+    }
+
+    /// Whether to go on when the model ends its turn.
+    #[must_use]
+    pub fn ignore_end(self, on: bool) -> Policy {
+        self.0.ignore_end(on);
         self
     }
 

@@ -130,6 +130,8 @@ pub enum CallError {
     },
     /// The error the component returned.
     Guest(GuestError),
+    /// A trouble of the host that the component was told of and returned.
+    Host(GuestError),
     /// It exports no such function.
     NoFunction {
         /// What was asked for.
@@ -165,7 +167,11 @@ impl CallError {
             CallError::StackOverflow => "stack_overflow",
             CallError::HandleLimit { .. } => "handle_limit_exceeded",
             CallError::ArgumentLimit { .. } => "argument_limit_exceeded",
-            CallError::Guest(error) => error.code(),
+            // Made up by the component: the host's own are `Host`.
+            CallError::Guest(GuestError::Internal(_) | GuestError::Overloaded { .. }) => {
+                "guest_error"
+            }
+            CallError::Guest(error) | CallError::Host(error) => error.code(),
             CallError::NoFunction { .. } => "no_such_function",
             CallError::BadDescription(_) => "bad_description",
             CallError::NoReply => "no_reply",
@@ -195,7 +201,10 @@ impl CallError {
             CallError::ArgumentLimit { bytes_max } => {
                 format!("the workflow sent more than {bytes_max} bytes in one call to the host")
             }
-            CallError::Guest(error) => error.public(),
+            CallError::Guest(GuestError::Internal(what) | GuestError::Overloaded { what, .. }) => {
+                format!("the workflow says that it failed: {what}")
+            }
+            CallError::Guest(error) | CallError::Host(error) => error.public(),
             CallError::NoFunction { name, available } => {
                 format!(
                     "the workflow has no function {name:?}; it has: {}",
@@ -215,7 +224,8 @@ impl CallError {
     pub fn retry_after_ms(&self) -> Option<u32> {
         match self {
             CallError::Busy { retry_after_ms } => Some(*retry_after_ms),
-            CallError::Guest(error) => error.retry_after_ms(),
+            CallError::Guest(GuestError::Overloaded { .. }) => None,
+            CallError::Guest(error) | CallError::Host(error) => error.retry_after_ms(),
             _ => None,
         }
     }

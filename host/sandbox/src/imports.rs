@@ -60,7 +60,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 impl types::Host for State {
     fn convert_error(&mut self, failure: Failure) -> wasmtime::Result<Error> {
         match failure {
-            Failure::Typed(error) => Ok(error.into()),
+            Failure::Typed(error) => Ok(self.given(error)),
             Failure::Trap(error) => Err(error),
         }
     }

@@ -14,7 +14,7 @@ use crate::{CallError, Inner, Tenant, describe};
 use realm_engine::{Account, StopReason, TokenLogprob, Usage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 use wasmtime::component::{Resource, ResourceTableError};
 use wasmtime::{Store, Trap, WasmBacktrace};
@@ -56,12 +56,20 @@ pub struct Invocation {
     events: mpsc::Receiver<Queued>,
     task: Option<JoinHandle<Result<(), CallError>>>,
     account: Arc<Account>,
+    accepted: watch::Receiver<bool>,
 }
 
 /// An event on its way to the client, and what it takes of the host's memory until it is taken.
 pub(crate) struct Queued {
     pub(crate) event: ReplyEvent,
     pub(crate) _held: Held,
+}
+
+/// The way from a call to its [`Invocation`].
+pub(crate) struct Outbox {
+    pub(crate) events: mpsc::Sender<Queued>,
+    /// Whether the engine has taken a prompt of the call.
+    pub(crate) accepted: watch::Sender<bool>,
 }
 
 impl Invocation {
@@ -80,6 +88,17 @@ impl Invocation {
             })
         });
         Some(ReplyEvent::End(ended.map(|()| self.usage())))
+    }
+
+    /// Waits until the engine has taken a prompt of the call, and for ever where it never does: from then on the model is at
+    /// work, and what comes next may take a while.
+    pub fn accepted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut accepted = self.accepted.clone();
+        async move {
+            if accepted.wait_for(|accepted| *accepted).await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// Tokens that the call has used so far, as the engine counts them: whatever the component reads or writes, and also of
@@ -105,6 +124,7 @@ pub(crate) fn start(
     request: CallRequest,
 ) -> Invocation {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let (accept, accepted) = watch::channel(false);
     let charges = Charges::new(&tenant);
     let account = Arc::clone(&charges.account);
     let memory = Arc::clone(&tenant.memory);
@@ -113,7 +133,10 @@ pub(crate) fn start(
         workflow,
         tenant,
         request,
-        sender,
+        Outbox {
+            events: sender,
+            accepted: accept,
+        },
         charges,
     );
     let task = tokio::spawn(async move { inner.compute.run(&memory, call).await });
@@ -121,6 +144,7 @@ pub(crate) fn start(
         events,
         task: Some(task),
         account,
+        accepted,
     }
 }
 
@@ -130,7 +154,7 @@ async fn serve(
     workflow: Workflow,
     tenant: Tenant,
     request: CallRequest,
-    events: mpsc::Sender<Queued>,
+    out: Outbox,
     charges: Charges,
 ) -> Result<(), CallError> {
     let request = checked(request, &tenant).await?;
@@ -156,7 +180,7 @@ async fn serve(
     let wall = request
         .deadline
         .min(Duration::from_millis(tenant.limits.wall_ms_max));
-    let exchange = Exchange::new(request, events, Arc::clone(&charges.memory));
+    let exchange = Exchange::new(request, out, Arc::clone(&charges.memory));
     let store = LimitedStore::new(&inner, &workflow, tenant, wall, Some(exchange), charges)?;
     store.run(handle).await
 }
@@ -184,7 +208,7 @@ async fn handle(
     let request: Resource<RequestHandle> = store.data_mut().table.push(RequestHandle)?;
     let reply: Resource<ReplyHandle> = store.data_mut().table.push(ReplyHandle)?;
     if let Err(error) = component.call_handle(&mut *store, request, reply).await? {
-        return Ok(Err(CallError::Guest(error.into())));
+        return Ok(Err(store.data().returned(error.into())));
     }
     let Some(exchange) = store.data_mut().exchange.as_mut() else {
         return Ok(Err(CallError::Internal {

@@ -1,5 +1,6 @@
 //! What a store holds for one call. Dropping it frees the call's sequences, runs and memory.
 
+use crate::bindings::realm::llm::types::Error;
 use crate::blocking::Worker;
 use crate::cpu::CpuMeter;
 use crate::imports::exchange::Exchange;
@@ -48,7 +49,16 @@ pub(crate) struct State {
     /// Absent while a component describes itself: it can then open no model.
     pub(crate) exchange: Option<Exchange>,
     pub(crate) deadline: Instant,
+    /// What the component was told of the host's own troubles.
+    told: Told,
     wasi: WasiCtx,
+}
+
+/// Troubles of the host that a component has been told of. It may pass them on, and it may make them up.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    internal: bool,
+    overloaded: bool,
 }
 
 impl State {
@@ -79,6 +89,7 @@ impl State {
             log,
             exchange,
             deadline,
+            told: Told::default(),
         };
         let (handles, hostcall_bytes) = (
             state.tenant.limits.handles_max,
@@ -137,6 +148,29 @@ impl State {
                 .as_ref()
                 .map_or("describe", |exchange| exchange.id()),
         )
+    }
+
+    /// An error on its way to the component.
+    pub(crate) fn given(&mut self, error: GuestError) -> Error {
+        match error {
+            GuestError::Internal(_) => self.told.internal = true,
+            GuestError::Overloaded { .. } => self.told.overloaded = true,
+            _ => {}
+        }
+        error.into()
+    }
+
+    /// What a call ends with whose component returned this error: only what the host said is the host's fault.
+    pub(crate) fn returned(&self, error: GuestError) -> CallError {
+        let is_ours = match error {
+            GuestError::Internal(_) => self.told.internal,
+            GuestError::Overloaded { .. } => self.told.overloaded,
+            _ => false,
+        };
+        match is_ours {
+            true => CallError::Host(error),
+            false => CallError::Guest(error),
+        }
     }
 
     /// What the call gets to know about a limit it ran into, whatever trap it made of it.

@@ -30,7 +30,8 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    pub(crate) fn owner(&self) -> Owner {
+    /// The same in the engine's words.
+    pub fn owner(&self) -> Owner {
         Owner {
             tenant: self.id,
             weight: self.weight,

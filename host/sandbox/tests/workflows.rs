@@ -313,17 +313,48 @@ async fn functions_echo_stream_generate_and_fail() {
         }
     );
 
+    // All letters are stops, and the model says nothing else: what comes first is what is left.
+    let letters: Vec<u32> = (b'a'..=b'z').map(u32::from).collect();
+    let least = format!(r#"{{"prompt": "hello", "min_tokens": 3, "stop_tokens": {letters:?}}}"#);
+    let generated = run("generate", &least).await;
+    assert_eq!(text(&generated, 0), "\0\0\0");
+    assert_eq!(usage(&generated).completion, 3);
+    let many = format!(r#"{{"prompt": "hello", "stop_tokens": {:?}}}"#, [1; 1025]);
+    let refused = run("generate", &many).await;
+    let [ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(what))))] = &refused[..] else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(
+        what,
+        "stop_token_ids has 1025 tokens, but at most 1024 are allowed"
+    );
+
     let failed = run("fail", "{}").await;
     let error = CallError::Guest(GuestError::Invalid("as asked".into()));
     assert_eq!(error.code(), "invalid_request");
     assert_eq!(failed, [ReplyEvent::End(Err(error))]);
+
+    for (error, code) in [
+        ("internal", "guest_error"),
+        ("overloaded", "guest_error"),
+        ("deadline", "deadline_exceeded"),
+    ] {
+        let invented = run("invent", &format!(r#"{{"error": "{error}"}}"#)).await;
+        let [ReplyEvent::End(Err(CallError::Guest(error)))] = &invented[..] else {
+            panic!("{invented:?}")
+        };
+        assert_eq!(CallError::Guest(error.clone()).code(), code);
+    }
 
     let unknown = run("nothing", "{}").await;
     let [ReplyEvent::End(Err(CallError::NoFunction { name, available }))] = &unknown[..] else {
         panic!("{unknown:?}")
     };
     assert_eq!(name, "nothing");
-    assert_eq!(available, &["echo", "count", "generate", "fail", "log"]);
+    assert_eq!(
+        available,
+        &["echo", "count", "generate", "fail", "invent", "log"]
+    );
 
     assert_eq!(run("log", "{}").await.len(), 2);
     let lines = world.lines.0.lock().unwrap();

@@ -1,7 +1,7 @@
 //! Works: echoes, counts, generates and waits; what tests of the good cases run.
 
 use realm_guest::json::json;
-use realm_guest::{Description, Error, Kind, Model, Reply, Request, Run, Workflow, log};
+use realm_guest::{Description, Error, Kind, Model, Reply, Request, Retry, Run, Workflow, log};
 
 struct Guest;
 
@@ -22,6 +22,7 @@ impl Workflow for Guest {
                 json!({"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}),
             )
             .function("fail", "Returns a typed error.", any.clone())
+            .function("invent", "Returns an `error` that the host has not told it of.", any.clone())
             .function("log", "Writes to the log, then answers.", any)
     }
 
@@ -48,7 +49,18 @@ impl Workflow for Guest {
                 let sequence = model.sequence()?;
                 sequence
                     .append(&model.encode(parameters["prompt"].as_str().unwrap_or_default())?)?;
-                let run = Run::start(&[(&sequence, &request.policy())])?;
+                let mut policy = request.policy();
+                if let Some(least) = parameters["min_tokens"].as_u64() {
+                    policy = policy.min_tokens(least as u32);
+                }
+                if let Some(stops) = parameters["stop_tokens"].as_array() {
+                    let stops = stops.iter().filter_map(|stop| Some(stop.as_u64()? as u32));
+                    policy = policy.stop_tokens(&stops.collect::<Vec<u32>>());
+                }
+                if let Some(on) = parameters["ignore_end"].as_bool() {
+                    policy = policy.ignore_end(on);
+                }
+                let run = Run::start(&[(&sequence, &policy)])?;
                 while let Some(events) = run.next(u32::MAX)? {
                     for event in events {
                         reply.emit(0, &event)?;
@@ -56,6 +68,14 @@ impl Workflow for Guest {
                 }
                 Ok(())
             }
+            "invent" => Err(match parameters["error"].as_str() {
+                Some("internal") => Error::Internal("as asked".to_owned()),
+                Some("overloaded") => Error::Overloaded(Retry {
+                    what: "as asked".to_owned(),
+                    after_ms: 1,
+                }),
+                _ => Error::Deadline,
+            }),
             "fail" => Err(Error::invalid_because("as asked")),
             "log" => {
                 log::warn("a line\nwith a \u{1b}[31mcontrol\u{1b}[0m character");

@@ -8,7 +8,7 @@ use crate::bindings::realm::llm::types::{Message, StopReason, Tool, Usage};
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, policy_bytes, usage};
 use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason, prompt};
-use crate::invocation::Queued;
+use crate::invocation::{Outbox, Queued};
 use crate::memory::CallMemory;
 use crate::request::{CallRequest, JSON_AT_ONCE_MAX, RequestKind};
 use crate::state::State;
@@ -16,7 +16,6 @@ use crate::{GuestError, ReplyEvent};
 use realm_engine as engine;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
 /// Stands for the request of the store.
@@ -29,7 +28,7 @@ pub struct ReplyHandle;
 /// One call's request and what has been answered so far.
 pub(crate) struct Exchange {
     request: CallRequest,
-    events: mpsc::Sender<Queued>,
+    out: Outbox,
     memory: Arc<CallMemory>,
     choices: Vec<Choice>,
     json_sent: bool,
@@ -44,15 +43,11 @@ enum Choice {
 }
 
 impl Exchange {
-    pub(crate) fn new(
-        request: CallRequest,
-        events: mpsc::Sender<Queued>,
-        memory: Arc<CallMemory>,
-    ) -> Exchange {
+    pub(crate) fn new(request: CallRequest, out: Outbox, memory: Arc<CallMemory>) -> Exchange {
         let choices = vec![Choice::Untouched; request.choices as usize];
         Exchange {
             request,
-            events,
+            out,
             memory,
             choices,
             json_sent: false,
@@ -93,6 +88,11 @@ impl Exchange {
             }
         }
         Ok(())
+    }
+
+    /// The engine has taken a prompt.
+    pub(crate) fn accepted(&self) {
+        self.out.accepted.send_replace(true);
     }
 
     /// Marks a choice as begun, or says why it cannot be written to.
@@ -141,7 +141,8 @@ impl Exchange {
     async fn send(&self, event: ReplyEvent) -> Result<(), Failure> {
         let held = self.memory.hold(event_bytes(&event))?;
         let queued = Queued { event, _held: held };
-        self.events
+        self.out
+            .events
             .send(queued)
             .await
             .map_err(|_| GuestError::Cancelled.into())
@@ -414,7 +415,7 @@ impl HostReply for State {
     }
 
     async fn closed(&mut self, _: Resource<ReplyHandle>) -> wasmtime::Result<bool> {
-        Ok(self.exchange()?.events.is_closed())
+        Ok(self.exchange()?.out.events.is_closed())
     }
 
     async fn drop(&mut self, reply: Resource<ReplyHandle>) -> wasmtime::Result<()> {

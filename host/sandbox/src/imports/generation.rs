@@ -24,7 +24,15 @@ pub struct PolicyHandle {
 #[derive(Clone, Default)]
 struct Refused {
     stop: Option<String>,
+    stop_tokens: Option<String>,
     bias: Option<String>,
+}
+
+impl Refused {
+    fn first(&self) -> Option<&String> {
+        let lists = [&self.stop, &self.stop_tokens, &self.bias];
+        lists.into_iter().flatten().next()
+    }
 }
 
 /// A run that a component reads.
@@ -85,6 +93,7 @@ pub(crate) fn policy_bytes(policy: &engine::Policy) -> usize {
         + size_of::<engine::Policy>()
         + policy.stop.capacity() * size_of::<String>()
         + stops
+        + policy.stop_token_ids.capacity() * size_of::<u32>()
         + policy.logit_bias.capacity() * size_of::<(u32, f32)>()
 }
 
@@ -128,6 +137,11 @@ impl HostPolicy for State {
 
     async fn max_tokens(&mut self, policy: Resource<PolicyHandle>, n: u32) -> wasmtime::Result<()> {
         self.policy(&policy)?.max_tokens = Some(n);
+        Ok(())
+    }
+
+    async fn min_tokens(&mut self, policy: Resource<PolicyHandle>, n: u32) -> wasmtime::Result<()> {
+        self.policy(&policy)?.min_tokens = n;
         Ok(())
     }
 
@@ -205,6 +219,38 @@ impl HostPolicy for State {
             Some(_) => Vec::new(),
         };
         self.charge_policy(&policy)
+    }
+
+    async fn stop_tokens(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+        tokens: Vec<u32>,
+    ) -> wasmtime::Result<()> {
+        let handle = self.table.get_mut(&policy)?;
+        let of_tokens = engine::Policy {
+            stop_token_ids: tokens,
+            ..engine::Policy::default()
+        };
+        // Which tokens there are is known when the run starts.
+        let is_short = of_tokens.stop_token_ids.len() <= engine::STOP_TOKENS_MAX;
+        handle.refused.stop_tokens = match is_short {
+            true => None,
+            false => of_tokens.validate(u32::MAX).err(),
+        };
+        handle.policy.stop_token_ids = match is_short {
+            true => of_tokens.stop_token_ids,
+            false => Vec::new(),
+        };
+        self.charge_policy(&policy)
+    }
+
+    async fn ignore_end(
+        &mut self,
+        policy: Resource<PolicyHandle>,
+        on: bool,
+    ) -> wasmtime::Result<()> {
+        self.policy(&policy)?.ignore_eos = on;
+        Ok(())
     }
 
     async fn logprobs(&mut self, policy: Resource<PolicyHandle>, top: u32) -> wasmtime::Result<()> {
@@ -340,7 +386,7 @@ impl State {
             policy, refused, ..
         } = self.table.get(policy)?;
         let too_many = || too_many_biases(policy.logit_bias.len());
-        let refused = refused.stop.clone().or_else(|| refused.bias.clone());
+        let refused = refused.first().cloned();
         if let Some(reason) = refused.or_else(too_many) {
             return Err(Failure::invalid(reason));
         }
@@ -397,7 +443,7 @@ impl State {
         Ok(())
     }
 
-    fn event(&self, event: engine::Event) -> Event {
+    fn event(&mut self, event: engine::Event) -> Event {
         Event {
             job: event.job,
             text: event.text,
@@ -405,7 +451,10 @@ impl State {
             logprobs: event.logprobs.into_iter().map(token_logprob).collect(),
             finish: event.finished.map(|finish| match finish {
                 engine::Finish::Stopped(reason) => Finish::Stopped(reason.into()),
-                engine::Finish::Failed(error) => Finish::Failed(self.engine_error(error).into()),
+                engine::Finish::Failed(error) => {
+                    let error = self.engine_error(error);
+                    Finish::Failed(self.given(error))
+                }
             }),
         }
     }

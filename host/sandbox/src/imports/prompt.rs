@@ -27,9 +27,13 @@ impl State {
     pub(crate) async fn prompt_tokens(&mut self) -> Result<(Vec<u32>, Held), Failure> {
         let request = self.request()?;
         let (kind, model) = (request.kind.clone(), request.model.clone());
+        // An answer must have room for a token of its own, where one is wanted.
+        let answer = request.policy.max_tokens.unwrap_or(1).min(1);
         let client = self.client(&model)?;
+        let tokens_max = client.length_max(self.tenant.owner());
+        let tokens_max = tokens_max.saturating_sub(answer) as usize;
         let bytes = prompt_bytes_max(&client, &kind);
-        let work = move || prompt_tokens(&client, &kind);
+        let work = move || prompt_tokens(&client, &kind, tokens_max);
         let (tokens, held) = self.worker().run(bytes, work).await?;
         Ok((tokens?, held))
     }
@@ -64,8 +68,11 @@ impl State {
 }
 
 /// The tokens of what a client asks. `kind` is held until they are made, whether anybody waits for them or not.
-fn prompt_tokens(client: &Client, kind: &SharedKind) -> Result<Vec<u32>, Failure> {
-    let tokens_max = client.facts().context_length as usize;
+fn prompt_tokens(
+    client: &Client,
+    kind: &SharedKind,
+    tokens_max: usize,
+) -> Result<Vec<u32>, Failure> {
     let text = client.text();
     let tokens = match &**kind {
         RequestKind::Chat { messages, tools } => {
@@ -78,6 +85,10 @@ fn prompt_tokens(client: &Client, kind: &SharedKind) -> Result<Vec<u32>, Failure
         RequestKind::Completion {
             prompt: Prompt::Tokens(tokens),
             ..
+        } if tokens.len() > tokens_max => return Err(does_not_fit(tokens_max)),
+        RequestKind::Completion {
+            prompt: Prompt::Tokens(tokens),
+            ..
         } => Ok(tokens.clone()),
         RequestKind::Function { .. } => {
             return Err(Failure::invalid(
@@ -85,7 +96,7 @@ fn prompt_tokens(client: &Client, kind: &SharedKind) -> Result<Vec<u32>, Failure
             ));
         }
     };
-    tokens.map_err(|error| not_tokens(&error, client))
+    tokens.map_err(|error| not_tokens(&error, tokens_max))
 }
 
 /// The tokens of a component's chat.
@@ -102,16 +113,22 @@ pub(crate) fn chat_tokens(
         .collect::<Result<_, _>>()?;
     let tokens_max = client.facts().context_length as usize;
     let tokens = (client.text()).chat_tokens(&messages, &tools, open_turn, tokens_max);
-    tokens.map_err(|error| not_tokens(&error, client))
+    tokens.map_err(|error| not_tokens(&error, tokens_max))
 }
 
 /// Why a prompt has no tokens: the model's context does not hold it, or the template refuses it.
-fn not_tokens(error: &TextError, client: &Client) -> Failure {
+fn not_tokens(error: &TextError, tokens_max: usize) -> Failure {
     match error.is_too_long() {
-        true => GuestError::ContextFull(client.facts().context_length).into(),
+        true => does_not_fit(tokens_max),
         // A template can put as much as it likes of a chat into its words.
         false => Failure::invalid(printable(&error.to_string())),
     }
+}
+
+/// A prompt of more tokens than these.
+fn does_not_fit(tokens_max: usize) -> Failure {
+    let room = u32::try_from(tokens_max).unwrap_or(u32::MAX);
+    GuestError::ContextFull(room).into()
 }
 
 /// Bytes of the host that it takes at most to make the tokens of what a client asks.

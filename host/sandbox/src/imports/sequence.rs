@@ -49,6 +49,8 @@ impl State {
         let appended = handle.sequence.append(tokens);
         if appended.is_err() {
             handle.charge.settle(length)?;
+        } else if let Some(exchange) = &self.exchange {
+            exchange.accepted();
         }
         Ok(appended.map_err(|error| self.engine_error(error))?)
     }
