@@ -142,6 +142,7 @@ fn every_refusal_is_json_in_plain_words() -> Result<()> {
     let handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n";
     let nonce = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     for (request, more, status) in [
+        ("GET /v1/models/%ff HTTP/1.1", "", 400),
         ("GET /v1/models/%ff%fe HTTP/1.1", "", 400),
         ("GET /v1/models/%00%0d%0a HTTP/1.1", "", 404),
         ("GET /nothing HTTP/1.1", "", 404),
@@ -326,6 +327,35 @@ fn a_stream_that_has_nothing_to_say_says_so() -> Result<()> {
 }
 
 #[test]
+fn a_stream_begins_when_the_model_is_at_work_on_its_prompt() -> Result<()> {
+    // As good as never: nothing but the prompt's acceptance can begin the answer.
+    let settings = "keep_alive_ms = 600000\n[limits]\ncpu_ms_max = 200\n";
+    let server = Server::start_configured(settings)?;
+    let tenant = server.tenant("acme")?;
+    server.deploy("acme", "mute", &paths::guest("never_read")?)?;
+    let mut body = chat_body("mute", "Hello", 1);
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    let length = format!("content-length: {}\r\n", body.len());
+    let mut stream = connect(server.url())?;
+    stream.write_all(format!("{}{body}", head(&tenant, &length)).as_bytes())?;
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().context("a status line")??;
+    ensure!(first == "HTTP/1.1 200 OK", "{first}");
+    let mut comments = 0;
+    for line in lines {
+        let line = line?;
+        comments += u32::from(line == ": keep-alive");
+        if line.starts_with("data:") {
+            ensure!(line.contains("cpu_budget_exceeded"), "{line}");
+            ensure!(comments == 1, "one at once, and no other in time");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the stream ended without its error")
+}
+
+#[test]
 fn silent_and_half_said_connections_shut_nobody_out() -> Result<()> {
     let mut server = Server::start_configured("connections_max = 64\n")?;
     let tenant = server.tenant("acme")?;
@@ -389,19 +419,38 @@ fn gzip_is_read_up_to_the_limit_of_what_comes_out() -> Result<()> {
         bytes.extend_from_slice(body);
         exchange(&server, &bytes).map(|(answer, _)| answer)
     };
-    let answered = send("gzip", &gzip(chat(1).as_bytes()))?;
-    ensure!(answered.status == 200, "{answered:?}");
+    for encoding in ["gzip", "GZIP", "x-gzip", "X-GZip", "identity, gzip"] {
+        let answered = send(encoding, &gzip(chat(1).as_bytes()))?;
+        ensure!(answered.status == 200, "{encoding}: {answered:?}");
+    }
+    for encoding in ["identity", "IDENTITY", ""] {
+        let answered = send(encoding, chat(1).as_bytes())?;
+        ensure!(answered.status == 200, "{encoding}: {answered:?}");
+    }
     let bomb = gzip(&vec![b' '; 64 << 20]);
     ensure!(bomb.len() < 4 << 20, "it is announced as small");
     let refused = send("gzip", &bomb)?;
     ensure!(refused.status == 413, "{refused:?}");
     let refused = send("gzip", b"not gzip at all")?;
     ensure!(refused.status == 400, "{refused:?}");
-    let refused = send("br", b"x")?;
-    ensure!(
-        refused.status == 415 && refused.body.contains("unsupported_encoding"),
-        "{refused:?}"
-    );
+    for encoding in [
+        "br",
+        "nothing",
+        "gzip, gzip",
+        "identity\r\ncontent-encoding: br",
+    ] {
+        let refused = send(encoding, b"x")?;
+        ensure!(
+            refused.status == 415 && refused.body.contains("unsupported_encoding"),
+            "{encoding}: {refused:?}"
+        );
+    }
+    // Not one byte of these is ever sent.
+    for more in ["", "expect: 100-continue\r\n"] {
+        let headers = format!("content-encoding: gzip\r\ncontent-length: 10000000000\r\n{more}");
+        let (refused, _) = exchange(&server, head(&tenant, &headers).as_bytes())?;
+        ensure!(refused.status == 413, "{more:?}: {refused:?}");
+    }
     Ok(())
 }
 

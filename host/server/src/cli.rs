@@ -114,6 +114,9 @@ fn run(command: Command) -> Result<()> {
         match command {
             Command::Serve(serve) => {
                 let config = Config::load(serve.config.as_deref(), &serve.flags)?;
+                for name in Config::unknown_variables() {
+                    tracing::warn!("the variable {name} is not a setting, and is ignored");
+                }
                 let options = serve::Options {
                     json: serve.json,
                     exit_on_stdin_close: serve.exit_on_stdin_close,

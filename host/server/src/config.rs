@@ -2,7 +2,7 @@
 //!
 //! A key is the same word everywhere: `kv_memory_mib` in the file, `REALM_KV_MEMORY_MIB`, `--kv-memory-mib`; inside a
 //! table it is `limits.cpu_ms_max` and `REALM_LIMITS__CPU_MS_MAX`. Every key has a variable, those of [`Flags`] also have a
-//! flag. An unknown key is refused by its name. `docs/configuration.md` lists them all, and a test holds it to that.
+//! flag. An unknown key is refused by its name, an unknown variable is warned of. `docs/configuration.md` lists them all, and a test holds it to that.
 
 mod flags;
 
@@ -12,6 +12,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use realm_sandbox::{COMPONENT_BYTES_MAX, Limits};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -202,7 +203,7 @@ impl Default for Config {
             cors_origins: vec!["*".to_owned()],
             body_ms_max: 30_000,
             write_ms_max: 30_000,
-            keep_alive_ms: 10_000,
+            keep_alive_ms: 3_000,
             drain_ms: 30_000,
             connections_max: 512,
             tenant_sockets_max: 128,
@@ -250,6 +251,37 @@ impl CallLimits {
 }
 
 impl Config {
+    /// Every key with those of tables as `table.key`.
+    fn keys(&self) -> Vec<String> {
+        let Ok(Value::Object(keys)) = serde_json::to_value(self) else {
+            return Vec::new(); // the settings are a table
+        };
+        let names = keys.into_iter().flat_map(|(key, value)| match value {
+            Value::Object(table) => table
+                .into_iter()
+                .map(|(inner, _)| format!("{key}.{inner}"))
+                .collect(),
+            _ => vec![key],
+        });
+        names.collect()
+    }
+
+    /// Variables with our prefix that mean nothing here. That is no error: others may have set them, as Kubernetes sets
+    /// `REALM_PORT` for a service of the name `realm`.
+    pub fn unknown_variables() -> Vec<String> {
+        let known = Config::default().keys();
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let is_unknown = |name: &String| {
+            let key = name.to_lowercase();
+            key.strip_prefix("realm_").is_some_and(|key| {
+                !NOT_SETTINGS.contains(&key) && !known.contains(&key.replace("__", "."))
+            })
+        };
+        let mut unknown: Vec<String> = names.filter(is_unknown).collect();
+        unknown.sort();
+        unknown
+    }
+
     /// Puts the four sources together.
     ///
     /// # Errors
@@ -263,7 +295,11 @@ impl Config {
             })?;
             sources = sources.merge(Toml::string(&text));
         }
-        let environment = Env::prefixed("REALM_").ignore(&NOT_SETTINGS).split("__");
+        let known = Config::default().keys();
+        let environment = Env::prefixed("REALM_").filter_map(move |name| {
+            let key = name.as_str().to_lowercase().replace("__", ".");
+            known.contains(&key).then(|| key.into())
+        });
         let config: Config = sources
             .merge(environment)
             .merge(Serialized::defaults(flags))

@@ -74,6 +74,20 @@ impl ApiError {
         }
     }
 
+    /// The prompt, in the field `name` where it has one, and an answer cannot both fit. Clients look for these words.
+    pub fn context_full(name: Option<&str>, context_tokens: u32) -> ApiError {
+        let what = format!(
+            "this model's maximum context length is {context_tokens} tokens, and the prompt does not leave room in it for an answer"
+        );
+        ApiError {
+            code: "context_length_exceeded".into(),
+            ..name.map_or_else(
+                || ApiError::invalid(&*what),
+                |name| ApiError::field(name, &what),
+            )
+        }
+    }
+
     /// The same error of a part of the request: `path` goes in front of the field's own.
     #[must_use]
     pub fn below(mut self, path: &str) -> ApiError {
@@ -278,26 +292,29 @@ impl From<CallError> for ApiError {
     }
 }
 
-/// What a component did wrong is 422: the server is well and trying again would not help. What the client did wrong,
+/// What a component did wrong, running out of its time included, is 422: the server is well and trying again would not help. What the client did wrong,
 /// though the component may have said so, keeps the status it has without one.
 fn status_of(error: &CallError) -> (StatusCode, &'static str) {
     const WORKFLOW: &str = "workflow_error";
     const CLIENT: &str = "invalid_request_error";
     match error {
-        CallError::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, WORKFLOW),
-        CallError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error"),
+        CallError::Busy { .. } | CallError::Host(GuestError::Overloaded { .. }) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error")
+        }
         CallError::NoFunction { .. } => (StatusCode::NOT_FOUND, CLIENT),
-        CallError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        CallError::Internal { .. } | CallError::Host(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "server_error")
+        }
         CallError::Guest(error) => match error {
             GuestError::Invalid(_) | GuestError::ContextFull(_) | GuestError::Unsupported(_) => {
                 (StatusCode::BAD_REQUEST, CLIENT)
             }
             GuestError::Denied(_) => (StatusCode::FORBIDDEN, "permission_error"),
             GuestError::Quota { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
-            GuestError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error"),
-            GuestError::Deadline => (StatusCode::GATEWAY_TIMEOUT, WORKFLOW),
-            GuestError::Cancelled => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
-            GuestError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+            GuestError::Overloaded { .. }
+            | GuestError::Deadline
+            | GuestError::Cancelled
+            | GuestError::Internal(_) => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
         },
         _ => (StatusCode::UNPROCESSABLE_ENTITY, WORKFLOW),
     }
@@ -389,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_component_does_wrong_is_a_422_unless_time_ran_out() {
+    fn what_a_component_does_wrong_or_makes_up_is_a_422() {
         let public = "x".to_owned();
         for (error, status, code) in [
             (CallError::Trap { public }, 422, "guest_trap"),
@@ -401,7 +418,25 @@ mod tests {
             ),
             (CallError::StackOverflow, 422, "stack_overflow"),
             (CallError::NoReply, 422, "no_reply"),
-            (CallError::Deadline { ms: 1 }, 504, "deadline_exceeded"),
+            (CallError::Deadline { ms: 1 }, 422, "deadline_exceeded"),
+            (
+                CallError::Guest(GuestError::Deadline),
+                422,
+                "deadline_exceeded",
+            ),
+            (
+                CallError::Guest(GuestError::Internal("made up".to_owned())),
+                422,
+                "guest_error",
+            ),
+            (
+                CallError::Guest(GuestError::Overloaded {
+                    what: "made up".to_owned(),
+                    retry_after_ms: 5,
+                }),
+                422,
+                "guest_error",
+            ),
         ] {
             let expected = (status, "workflow_error", code.to_owned());
             assert_eq!(status_kind_and_code(error), expected);
@@ -441,6 +476,21 @@ mod tests {
                 400,
                 "invalid_request_error",
                 "context_length_exceeded",
+            ),
+            (
+                CallError::Host(GuestError::Internal(text())),
+                500,
+                "server_error",
+                "internal_error",
+            ),
+            (
+                CallError::Host(GuestError::Overloaded {
+                    what: text(),
+                    retry_after_ms: 5,
+                }),
+                503,
+                "overloaded_error",
+                "overloaded",
             ),
             (guest(quota), 429, "rate_limit_error", "quota_exceeded"),
             (

@@ -13,6 +13,7 @@ mod framing;
 mod generation;
 mod json;
 mod models;
+mod parameters;
 mod request;
 mod route;
 mod ws;
@@ -52,7 +53,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(embeddings_of))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
-        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true));
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+        .layer(middleware::map_request(body::one_encoding));
     Router::new()
         .merge(api)
         .route("/ws", get(ws::upgrade))
@@ -123,7 +125,7 @@ async fn generate(
     };
     let (parts, body) = request.into_parts();
     let wait = app.config.body_wait();
-    let body = TenantBody::read(tenant, &parts.headers, body, wait).await?;
+    let body = TenantBody::read(tenant, &parts, body, wait).await?;
     let begun = begin(app, tenant, body, incoming).await?;
     let mut response = if begun.stream {
         let keep_alive = app.config.keep_alive();
@@ -136,16 +138,19 @@ async fn generate(
     Ok(response)
 }
 
-/// The first event decides the status, since that is said before anything else; but a client is not left without an
-/// answer for longer than a stream is ever silent.
+/// The first event decides the status, since that is said before anything else; but once the model is at work on the
+/// prompt little can go wrong and it may take a while, and then a client is not left without an answer.
 async fn streamed(
     mut generation: Generation,
     renderer: Renderer,
     keep_alive: Duration,
 ) -> ApiResult<Response> {
-    let first = match tokio::time::timeout(keep_alive, generation.next()).await {
-        Ok(first) => Some(first?),
-        Err(_) => None,
+    let accepted = generation.accepted();
+    let first = tokio::select! {
+        biased;
+        first = generation.next() => Some(first?),
+        () = accepted => None,
+        () = tokio::time::sleep(keep_alive) => None,
     };
     Ok(sse::response(generation, renderer, keep_alive, first))
 }
@@ -158,7 +163,7 @@ async fn embeddings_of(State(app): State<Arc<App>>, request: Request) -> Respons
         let _admission = app.admit(tenant, InUse::of(request.extensions()))?;
         let (parts, body) = request.into_parts();
         let wait = app.config.body_wait();
-        let body = TenantBody::read(tenant, &parts.headers, body, wait).await?;
+        let body = TenantBody::read(tenant, &parts, body, wait).await?;
         embeddings::embed(&app, tenant, body).await
     };
     let answered = match &tenant {

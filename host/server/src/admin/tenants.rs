@@ -9,6 +9,7 @@ use crate::state::App;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use hyper::body::Body as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -19,14 +20,9 @@ use std::sync::Arc;
 #[serde(deny_unknown_fields)]
 struct NewTenant {
     name: String,
-    #[serde(default = "one")]
-    weight: u32,
+    weight: Option<u32>,
     kv_blocks_max: Option<u32>,
     requests_max: Option<u32>,
-}
-
-fn one() -> u32 {
-    1
 }
 
 /// `POST /admin/v1/tenants`.
@@ -36,7 +32,8 @@ pub(super) async fn create(
 ) -> ApiResult<(StatusCode, Json<Value>)> {
     let new: NewTenant = read(&app, request).await?;
     check_name("tenant", &new.name, &['.'])?;
-    if !(1..=1000).contains(&new.weight) {
+    let weight = new.weight.unwrap_or(1);
+    if !(1..=1000).contains(&weight) {
         return Err(ApiError::field("weight", "must be from 1 to 1000"));
     }
     for (name, limit) in [
@@ -50,7 +47,7 @@ pub(super) async fn create(
     let catalog = app.registry.catalog.clone();
     let work = async move {
         Ok(catalog
-            .create_tenant(&new.name, new.weight, new.kv_blocks_max, new.requests_max)
+            .create_tenant(&new.name, weight, new.kv_blocks_max, new.requests_max)
             .await?)
     };
     let row = app.change(work).await?;
@@ -89,11 +86,10 @@ pub(super) async fn logs(
 }
 
 /// What a key is created with.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewKeyFields {
-    #[serde(default)]
-    label: String,
+    label: Option<String>,
 }
 
 /// `POST /admin/v1/tenants/{tenant}/keys`: the only answer that ever holds the key.
@@ -102,16 +98,17 @@ pub(super) async fn create_key(
     Path(name): Path<String>,
     request: Request,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let fields: NewKeyFields = read(&app, request).await?;
-    if fields.label.len() > 200 {
+    let fields: NewKeyFields = read_optional(&app, request).await?;
+    let label = fields.label.unwrap_or_default();
+    if label.len() > 200 {
         return Err(ApiError::field("label", "must be at most 200 bytes long"));
     }
     let row = app.registry.catalog.tenant(&name).await?;
     let (new, catalog) = (NewKey::draw(), app.registry.catalog.clone());
-    let answer = json!({"id": new.id, "key": new.key, "prefix": new.prefix, "label": fields.label});
+    let answer = json!({"id": new.id, "key": new.key, "prefix": new.prefix, "label": label});
     app.change(async move {
         Ok(catalog
-            .add_key(row.id, &new.id, &fields.label, &new.prefix, &new.hash)
+            .add_key(row.id, &new.id, &label, &new.prefix, &new.hash)
             .await?)
     })
     .await?;
@@ -148,4 +145,12 @@ pub(super) async fn read<T: DeserializeOwned>(app: &App, request: Request) -> Ap
     let (parts, body) = request.into_parts();
     let wait = app.config.body_wait();
     read_json(&parts.headers, body, JSON_BYTES_MAX, wait).await
+}
+
+/// The same where no body says as much as an empty object.
+async fn read_optional<T: DeserializeOwned + Default>(app: &App, request: Request) -> ApiResult<T> {
+    match request.body().is_end_stream() {
+        true => Ok(T::default()),
+        false => read(app, request).await,
+    }
 }

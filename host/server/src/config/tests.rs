@@ -67,8 +67,8 @@ fn what_is_wrong_is_named() {
         jail.create_file("realm.toml", "")?;
         jail.set_env("REALM_MODELS", "/models");
         assert!(load(&Flags::default()).is_ok(), "not a setting");
-        jail.set_env("REALM_MODLE", "x");
-        assert!(load(&Flags::default()).unwrap_err().contains("modle"));
+        jail.set_env("REALM_THREADS", "many");
+        assert!(load(&Flags::default()).unwrap_err().contains("threads"));
         Ok(())
     });
 }
@@ -98,6 +98,32 @@ fn no_number_is_too_large_for_what_is_made_of_it() {
                 assert!(error.contains(key.rsplit('.').next().unwrap()), "{error}");
             }
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_found_and_does_no_harm() {
+    Jail::expect_with(|jail| {
+        jail.clear_env();
+        jail.create_file("realm.toml", "")?;
+        for (name, value) in [
+            ("REALM_PORT", "tcp://10.0.0.1:80"),
+            ("REALM_SERVICE_HOST", "10.0.0.1"),
+            ("REALM_LIMITS__CPU", "1"),
+            ("REALM_LIMITS", "1"),
+            ("REALM_MODELS", "/models"),
+            ("REALM_DRAIN_MS", "5"),
+            ("REALM_LIMITS__CPU_MS_MAX", "7"),
+            ("OTHER", "x"),
+        ] {
+            jail.set_env(name, value);
+        }
+        let config = load(&Flags::default()).unwrap();
+        assert_eq!((config.drain_ms, config.limits.cpu_ms_max), (5, 7));
+        let unknown = ["LIMITS", "LIMITS__CPU", "PORT", "SERVICE_HOST"];
+        let unknown = unknown.map(|name| format!("REALM_{name}"));
+        assert_eq!(Config::unknown_variables(), unknown);
         Ok(())
     });
 }

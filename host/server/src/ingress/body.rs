@@ -7,6 +7,8 @@ use crate::background;
 use crate::error::{ApiError, ApiResult, shown};
 use crate::state::{App, RECEIVING_BYTES_MAX, TenantEntry};
 use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures_util::StreamExt;
@@ -53,11 +55,14 @@ impl TenantBody {
     /// tenant's memory is in use.
     pub(super) async fn read(
         tenant: &TenantEntry,
-        headers: &HeaderMap,
+        parts: &Parts,
         body: Body,
         wait: Duration,
     ) -> ApiResult<TenantBody> {
-        let announced = announced_length(headers, BODY_BYTES_MAX)?;
+        if let Some(Compressed(length)) = parts.extensions.get() {
+            length_within(length, BODY_BYTES_MAX)?;
+        }
+        let announced = announced_length(&parts.headers, BODY_BYTES_MAX)?;
         let expected = announced.unwrap_or(BODY_BYTES_MAX);
         let place = receiving_place(tenant, expected).await?;
         let charge = tenant.charge(expected)?;
@@ -197,8 +202,8 @@ async fn receiving_place(
 /// The length that the headers announce, of a body in a form that is read.
 fn announced_length(headers: &HeaderMap, bytes_max: usize) -> ApiResult<Option<usize>> {
     // Where gzip is read it was taken off before this; what is left is something else.
-    let encoding = headers.get(header::CONTENT_ENCODING);
-    if let Some(encoding) = encoding.filter(|it| !it.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).into_iter();
+    if let Some(encoding) = encodings.find(|it| !it.as_bytes().eq_ignore_ascii_case(b"identity")) {
         let name = String::from_utf8_lossy(encoding.as_bytes());
         let message = format!(
             "the content encoding {:?} is not supported; send the request body uncompressed",
@@ -214,12 +219,52 @@ fn announced_length(headers: &HeaderMap, bytes_max: usize) -> ApiResult<Option<u
     let Some(length) = headers.get(header::CONTENT_LENGTH) else {
         return Ok(None);
     };
+    length_within(length, bytes_max).map(Some)
+}
+
+fn length_within(length: &HeaderValue, bytes_max: usize) -> ApiResult<usize> {
     let length = length.to_str().ok().and_then(|length| length.parse().ok());
     match length {
-        Some(length) if length <= bytes_max => Ok(Some(length)),
+        Some(length) if length <= bytes_max => Ok(length),
         // hyper refuses what is no number, so this is one that no machine can hold.
         _ => Err(ApiError::too_large(bytes_max)),
     }
+}
+
+/// The length that was announced for a body that is decompressed: what does it takes the header away.
+#[derive(Clone)]
+struct Compressed(HeaderValue);
+
+/// Writes the one encoding of a body in the one way by which what decompresses it knows it.
+pub(super) async fn one_encoding(mut request: Request) -> Request {
+    let values = request.headers().get_all(header::CONTENT_ENCODING);
+    let words = values
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut words = words
+        .map(<[u8]>::trim_ascii)
+        .filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case(b"identity"));
+    let is_gzip = |word: &[u8]| {
+        [&b"gzip"[..], b"x-gzip"]
+            .iter()
+            .any(|it| word.eq_ignore_ascii_case(it))
+    };
+    let first_is_gzip = words.next().map(is_gzip);
+    let is_one = words.next().is_none();
+    match first_is_gzip {
+        None => {
+            request.headers_mut().remove(header::CONTENT_ENCODING);
+        }
+        Some(true) if is_one => {
+            let gzip = HeaderValue::from_static("gzip");
+            request.headers_mut().insert(header::CONTENT_ENCODING, gzip);
+            if let Some(length) = request.headers().get(header::CONTENT_LENGTH).cloned() {
+                request.extensions_mut().insert(Compressed(length));
+            }
+        }
+        _ => {} // refused where the body is read
+    }
+    request
 }
 
 /// Reads a JSON body of the operator's, which has `wait` to arrive.

@@ -2,6 +2,7 @@
 
 use super::body::{TenantBody, json_answer};
 use super::json::{self, Count, Inputs, TextOrTokens, Word};
+use super::parameters::{self, Route};
 use crate::error::{ApiError, ApiResult};
 use crate::models::EmbeddingModel;
 use crate::state::{App, TenantEntry};
@@ -18,8 +19,8 @@ use std::sync::Arc;
 const VECTOR_NUMBER_BYTES: usize = 56;
 
 /// What a client asks.
-#[derive(Deserialize)]
-struct EmbeddingRequest {
+#[derive(Debug, Deserialize)]
+pub(super) struct EmbeddingRequest {
     model: String,
     input: Inputs<EMBED_TEXTS_MAX>,
     #[serde(default)]
@@ -29,7 +30,7 @@ struct EmbeddingRequest {
 }
 
 /// How vectors are written.
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum Encoding {
     Float,
@@ -124,7 +125,7 @@ fn refused(error: EngineError) -> ApiError {
         EngineError::Invalid(what) => ApiError::field("input", what),
         EngineError::Overloaded { retry_after_ms } => {
             let what = "this tenant already has too many texts waiting".to_owned();
-            CallError::Guest(GuestError::Overloaded {
+            CallError::Host(GuestError::Overloaded {
                 what,
                 retry_after_ms,
             })
@@ -140,8 +141,10 @@ fn encoded(vector: &[f32]) -> Value {
     Value::String(STANDARD.encode(bytes))
 }
 
-fn parse(body: &[u8]) -> ApiResult<EmbeddingRequest> {
-    let request: EmbeddingRequest = json::parse(body, "the request body")?;
+pub(super) fn parse(body: &[u8]) -> ApiResult<EmbeddingRequest> {
+    let what = "the request body";
+    let request: EmbeddingRequest = json::parse(body, what)?;
+    parameters::check(body, what, Route::Embedding)?;
     if request.input.0.is_empty() || request.input.0.iter().any(TextOrTokens::is_empty) {
         return Err(ApiError::field("input", "must not be empty"));
     }

@@ -6,7 +6,10 @@ use crate::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 use crate::state::{Admission, App, TenantEntry};
 use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
-use realm_sandbox::{CallRequest, Invocation, MemoryCharge, ReplyEvent, RequestKind, SharedKind};
+use realm_sandbox::{
+    CallError, CallRequest, GuestError, Invocation, MemoryCharge, ReplyEvent, RequestKind,
+    SharedKind,
+};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +22,8 @@ pub(super) struct Generation {
     usage: Usage,
     /// What follows from an event and has not been given yet.
     pending: VecDeque<GenerationEvent>,
+    /// The field of the prompt, if it has one, and the tokens that it and an answer can have.
+    context: (Option<&'static str>, u32),
     meter: Meter,
     _admission: Admission,
 }
@@ -100,6 +105,12 @@ impl Generation {
         start: Start,
     ) -> Generation {
         let caller = app.tenant_of(tenant);
+        let context = target.base.client.length_max(caller.owner());
+        let prompt = match start.kind {
+            RequestKind::Chat { .. } => Some("messages"),
+            RequestKind::Completion { .. } => Some("prompt"),
+            RequestKind::Function { .. } => None,
+        };
         let request = CallRequest {
             id: start.id,
             kind: SharedKind::charged(start.kind, start.charge),
@@ -121,6 +132,7 @@ impl Generation {
             choices: vec![ChoiceState::default(); start.choices as usize],
             usage: Usage::default(),
             pending: VecDeque::new(),
+            context: (prompt, context),
             meter,
             _admission: start.admission,
         }
@@ -143,6 +155,11 @@ impl Generation {
             self.meter.see(&event, self.invocation.usage().completion);
             self.take(event)?;
         }
+    }
+
+    /// Waits until the model is at work on it.
+    pub(super) fn accepted(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.invocation.accepted()
     }
 
     /// How many answers were asked for.
@@ -213,6 +230,10 @@ impl Generation {
                     self.finish(choice as u32, StopReason::EndOfTurn);
                 }
                 self.pending.push_back(GenerationEvent::Ended(usage));
+            }
+            ReplyEvent::End(Err(CallError::Guest(GuestError::ContextFull(_)))) => {
+                let (prompt, context_tokens) = self.context;
+                return Err(ApiError::context_full(prompt, context_tokens));
             }
             ReplyEvent::End(Err(error)) => return Err(error.into()),
         }

@@ -5,7 +5,7 @@ mod inputs;
 mod number;
 
 pub(super) use inputs::{Inputs, TextOrTokens};
-pub(super) use number::{Count, Decimal, Seed, TopK};
+pub(super) use number::{Count, Decimal, Seed, TokenId, TopK};
 
 use crate::error::{ApiError, ApiResult, shown};
 use serde::Deserialize;
@@ -21,6 +21,8 @@ use std::marker::PhantomData;
 /// # Errors
 /// The client's 400, with the path of the field as its `param`.
 pub(crate) fn parse<'de, T: Deserialize<'de>>(json: &'de [u8], what: &str) -> ApiResult<T> {
+    // Some editors and languages put a mark of byte order in front.
+    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
     if json.trim_ascii().is_empty() {
         return Err(ApiError::invalid(format!("{what} is empty")));
     }
@@ -295,6 +297,24 @@ mod tests {
             (error.param.as_deref(), &*error.message),
             (Some("nam"), "nam: is not a field of this request")
         );
+    }
+
+    #[test]
+    fn a_mark_of_byte_order_and_a_point_in_a_whole_number_do_not_matter() {
+        let json = "\u{feff}{\"needed\":true,\"list\":[6.0,-0.0,1e3],\"inputs\":[5.0]}";
+        let sample: Sample = parse(json.as_bytes(), "the request body").unwrap();
+        let counts: Vec<u32> = sample.list.0.iter().map(|count| count.0).collect();
+        assert_eq!(counts, [6, 0, 1000]);
+        let tokens = TextOrTokens::Tokens(vec![5]);
+        assert_eq!(sample.inputs.unwrap().0, [tokens]);
+        for (json, message) in [
+            (r#"{"needed":true,"list":[6.5]}"#, "not 6.5"),
+            (r#"{"needed":true,"list":[1e300]}"#, "not 1e300"),
+            (r#"{"needed":true,"list":[-1.0]}"#, "not -1.0"),
+        ] {
+            assert!(refused(json).1.ends_with(message), "{:?}", refused(json));
+        }
+        assert_eq!(refused("\u{feff}").1, "the request body is empty");
     }
 
     #[test]

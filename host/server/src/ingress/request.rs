@@ -8,9 +8,10 @@ mod chat;
 mod completion;
 mod tools;
 
-use super::json::{self, Count, Decimal, Object, Seed, TopK};
-use crate::error::{ApiError, ApiResult};
-use realm_engine::{Policy, STOPS_MAX};
+use super::json::{self, Count, Decimal, List, Object, Seed, TokenId, TopK};
+use super::parameters::{self, Route};
+use crate::error::{ApiError, ApiResult, shown};
+use realm_engine::{Policy, STOP_TOKENS_MAX, STOPS_MAX};
 use realm_sandbox::{Prompt, RequestKind};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -28,6 +29,15 @@ pub(super) enum Family {
     Chat,
     /// `text_completion`.
     Completion,
+}
+
+impl Family {
+    fn route(self) -> Route {
+        match self {
+            Family::Chat => Route::Chat,
+            Family::Completion => Route::Completion,
+        }
+    }
 }
 
 /// What a request means where it does not say.
@@ -70,6 +80,7 @@ impl GenerationRequest {
         defaults: Defaults,
     ) -> ApiResult<GenerationRequest> {
         let common: CommonFields = json::parse(text, what)?;
+        parameters::check(text, what, family.route())?;
         let model = common.model.clone().or(defaults.model);
         let model = model.ok_or_else(|| ApiError::field("model", "is required"))?;
         let stream = common.stream.unwrap_or(defaults.stream);
@@ -108,7 +119,12 @@ impl GenerationRequest {
     pub(super) fn heap_bytes(&self) -> usize {
         let stops = self.policy.stop.iter().map(|stop| stop.capacity() + 24);
         let biases = self.policy.logit_bias.capacity() * 8;
-        self.model.capacity() + stops.sum::<usize>() + biases + kind_heap_bytes(&self.kind)
+        let stop_tokens = self.policy.stop_token_ids.capacity() * 4;
+        self.model.capacity()
+            + stops.sum::<usize>()
+            + biases
+            + stop_tokens
+            + kind_heap_bytes(&self.kind)
     }
 
     /// Refuses text that cannot fit whatever its tokens are, since none is longer than `token_bytes_max`.
@@ -120,11 +136,12 @@ impl GenerationRequest {
         context_tokens: u32,
         token_bytes_max: usize,
     ) -> ApiResult<()> {
-        let context = context_tokens as usize;
-        let bytes_max = context.saturating_mul(token_bytes_max);
+        // An answer must have room for a token of its own.
+        let tokens_max = (context_tokens as usize).saturating_sub(1);
+        let bytes_max = tokens_max.saturating_mul(token_bytes_max);
         let (param, found, unit, max) = match &self.kind {
             RequestKind::Completion { prompt, .. } => match prompt {
-                Prompt::Tokens(tokens) => ("prompt", tokens.len(), "tokens", context),
+                Prompt::Tokens(tokens) => ("prompt", tokens.len(), "tokens", tokens_max),
                 Prompt::Text(text) => ("prompt", text.len(), "bytes", bytes_max),
             },
             RequestKind::Chat { messages, tools } => {
@@ -143,7 +160,7 @@ impl GenerationRequest {
             return Ok(());
         }
         let what = format!(
-            "{found} {unit} of text cannot fit: the model's context is {context_tokens} tokens, {max} {unit} at the very most"
+            "this model's maximum context length is {context_tokens} tokens, which leaves room for {max} {unit} of a prompt at the very most, not {found}"
         );
         Err(ApiError {
             code: "context_length_exceeded".into(),
@@ -202,16 +219,21 @@ struct CommonFields {
     model: Option<String>,
     max_tokens: Option<Count>,
     max_completion_tokens: Option<Count>,
+    n_predict: Option<Count>,
+    min_tokens: Option<Count>,
+    ignore_eos: Option<bool>,
     temperature: Option<Decimal>,
     top_p: Option<Decimal>,
     top_k: Option<TopK>,
     min_p: Option<Decimal>,
     repetition_penalty: Option<Decimal>,
+    repeat_penalty: Option<Decimal>,
     presence_penalty: Option<Decimal>,
     frequency_penalty: Option<Decimal>,
     n: Option<Count>,
     seed: Option<Seed>,
     stop: Option<Stops>,
+    stop_token_ids: Option<List<TokenId, STOP_TOKENS_MAX>>,
     logit_bias: Option<LogitBias>,
     stream: Option<bool>,
     stream_options: Option<Object<StreamOptions>>,
@@ -224,23 +246,36 @@ struct StreamOptions {
 }
 
 impl CommonFields {
+    /// Tokens to generate at most, under whichever name they are given.
+    fn max_tokens(&self) -> ApiResult<Option<u32>> {
+        let named = [
+            ("max_completion_tokens", self.max_completion_tokens),
+            ("max_tokens", self.max_tokens),
+            ("n_predict", self.n_predict),
+        ];
+        match named
+            .iter()
+            .find_map(|(name, count)| Some((name, (*count)?.0)))
+        {
+            Some((name, 0)) => Err(ApiError::field(name, "must be at least 1, not 0")),
+            given => Ok(given.map(|(_, count)| count)),
+        }
+    }
+
     fn policy(&self) -> ApiResult<Policy> {
         let standard = Policy::default();
-        let (name, max_tokens) = match self.max_completion_tokens {
-            Some(count) => ("max_completion_tokens", Some(count.0)),
-            None => ("max_tokens", self.max_tokens.map(|count| count.0)),
-        };
-        if max_tokens == Some(0) {
-            return Err(ApiError::field(name, "must be at least 1"));
-        }
+        let repetition_penalty = self.repetition_penalty.or(self.repeat_penalty);
+        let stop_tokens = self.stop_token_ids.as_ref().map_or(&[][..], |it| &it.0);
         let decimal = |value: Option<Decimal>, standard: f32| value.map_or(standard, |it| it.0);
         Ok(Policy {
-            max_tokens,
+            max_tokens: self.max_tokens()?,
+            min_tokens: self.min_tokens.map_or(0, |count| count.0),
+            ignore_eos: self.ignore_eos.unwrap_or(standard.ignore_eos),
             temperature: decimal(self.temperature, standard.temperature),
             top_p: decimal(self.top_p, standard.top_p),
             top_k: self.top_k.map_or(0, |top_k| top_k.0),
             min_p: decimal(self.min_p, standard.min_p),
-            repetition_penalty: decimal(self.repetition_penalty, standard.repetition_penalty),
+            repetition_penalty: decimal(repetition_penalty, standard.repetition_penalty),
             presence_penalty: decimal(self.presence_penalty, standard.presence_penalty),
             frequency_penalty: decimal(self.frequency_penalty, standard.frequency_penalty),
             seed: self.seed.map(|seed| seed.0),
@@ -252,12 +287,13 @@ impl CommonFields {
                 .stop
                 .as_ref()
                 .map_or_else(Vec::new, |stops| stops.0.clone()),
+            stop_token_ids: stop_tokens.iter().map(|token| token.0).collect(),
             ..standard
         })
     }
 }
 
-/// One string or several.
+/// One string or several; where one is empty nothing is meant.
 struct Stops(Vec<String>);
 
 impl<'de> Deserialize<'de> for Stops {
@@ -269,10 +305,13 @@ impl<'de> Deserialize<'de> for Stops {
                 out.write_str("a string or a list of strings")
             }
             fn visit_str<E: de::Error>(self, stop: &str) -> Result<Stops, E> {
-                Ok(Stops(vec![stop.to_owned()]))
+                let stops = [stop].into_iter().filter(|stop| !stop.is_empty());
+                Ok(Stops(stops.map(str::to_owned).collect()))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Stops, A::Error> {
-                json::entries(seq, Vec::new(), STOPS_MAX).map(Stops)
+                let stops: Vec<Option<String>> = json::entries(seq, Vec::new(), STOPS_MAX)?;
+                let stops = stops.into_iter().flatten();
+                Ok(Stops(stops.filter(|stop| !stop.is_empty()).collect()))
             }
         }
         deserializer.deserialize_any(StopsVisitor)
@@ -292,10 +331,12 @@ impl<'de> Deserialize<'de> for LogitBias {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LogitBias, A::Error> {
                 let mut biases = Vec::new();
-                while let Some((token, bias)) = map.next_entry::<String, Decimal>()? {
-                    let token = token.parse().map_err(|_| {
-                        de::Error::custom("must be an object of token ids and numbers")
+                while let Some((key, bias)) = map.next_entry::<String, Option<Decimal>>()? {
+                    let token = key.parse().map_err(|_| {
+                        let key = shown(&key);
+                        de::Error::custom(format!("must have token ids as its names, not {key:?}"))
                     })?;
+                    let Some(bias) = bias else { continue };
                     if biases.len() >= BIASES_MAX {
                         let what =
                             format!("has more than {BIASES_MAX} entries, which is the limit");

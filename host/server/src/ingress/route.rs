@@ -46,7 +46,7 @@ pub(super) async fn resolve(
             Some(version) => load(app, version).await?,
             None => {
                 // A workflow may shorten what it is sent; this one may not.
-                let context = base.client.facts().context_length;
+                let context = base.client.length_max(app.tenant_of(tenant).owner());
                 request.check_length(context, base.token_bytes_max)?;
                 app.workflows.passthrough(&app.sandbox).await?
             }

@@ -42,7 +42,7 @@ const FRAMES_MAX: usize = 64;
 const AUTH_WAIT: Duration = Duration::from_secs(10);
 /// And this much of anything at most.
 const AUTH_BYTES_MAX: usize = 16 << 10;
-/// How often a silent client is asked whether it is there.
+/// How often a silent client is asked whether it is there, at least.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// A client that does not even answer that is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
@@ -232,7 +232,7 @@ impl Session {
         }
         let app = Arc::clone(&self.app);
         let out = self.out.clone();
-        let mut pings = tokio::time::interval(PING_EVERY);
+        let mut pings = tokio::time::interval(PING_EVERY.min(app.config.keep_alive()));
         let mut stopping = false;
         loop {
             if stopping && self.tasks.is_empty() {

@@ -6,11 +6,14 @@ use crate::ingress::generation::{Generation, GenerationEvent};
 use axum::http::HeaderValue;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
+
+/// The comment of a stream that has nothing to say.
+const KEEP_ALIVE: &str = "keep-alive";
 
 /// A stream between two events.
 struct Streaming {
@@ -38,14 +41,18 @@ pub(in crate::ingress) fn response(
         out: VecDeque::new(),
         ended: false,
     };
-    if let Some(first) = first {
-        streaming.write(Ok(first));
+    // Some clients and proxies give on nothing of an answer before there is something in its body.
+    let mut opening = None;
+    match first {
+        Some(first) => streaming.write(Ok(first)),
+        None => opening = Some(Ok(Event::default().comment(KEEP_ALIVE))),
     }
     let events = stream::unfold(streaming, |mut streaming| async {
         let text = streaming.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(text)), streaming))
     });
-    let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
+    let events = stream::iter(opening).chain(events);
+    let keep_alive = KeepAlive::new().interval(keep_alive).text(KEEP_ALIVE);
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // A proxy that collects answers would turn a stream into a wait.
     let headers = response.headers_mut();

@@ -9,8 +9,11 @@ use crate::state::TenantEntry;
 use realm_engine::Usage;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
 
-/// Sends text as it comes; the data that completes the call.
+/// Sends text as it comes, and a piece without any whenever there was none for as long as `keep_alive`; the data that
+/// completes the call.
 ///
 /// # Errors
 /// What the call ended with.
@@ -18,8 +21,16 @@ pub(in crate::ingress) async fn stream(
     mut generation: Generation,
     renderer: &Renderer,
     out: &Outgoing,
+    keep_alive: Duration,
 ) -> ApiResult<Value> {
-    while let Some(delta) = generation.next_delta().await? {
+    loop {
+        let Ok(delta) = timeout(keep_alive, generation.next_delta()).await else {
+            out.streaming(&json!({"choice": 0, "text": ""})).await?;
+            continue;
+        };
+        let Some(delta) = delta? else {
+            break;
+        };
         let mut data = json!({"choice": delta.choice, "text": delta.text});
         if renderer.logprobs {
             data["logprobs"] = renderer.logprobs(&delta.logprobs, delta.offset);

@@ -1,7 +1,7 @@
 //! Texts that may also be given as tokens, one or several.
 
 use super::entries;
-use super::number::TokenId;
+use super::number::{Number, TokenId};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use std::fmt;
@@ -111,6 +111,11 @@ impl<'de> Visitor<'de> for EntryVisitor {
             Ok(id) if self.takes_ids => Ok(Entry::Token(id)),
             _ => Err(E::invalid_type(Unexpected::Unsigned(id), &self)),
         }
+    }
+    fn visit_f64<E: de::Error>(self, id: f64) -> Result<Entry, E> {
+        let wrong = || E::invalid_type(Unexpected::Float(id), &self);
+        let id = Number::of(id).count().ok_or_else(wrong)?;
+        self.visit_u64(id.into())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Entry, A::Error> {
         let ids: Vec<TokenId> = entries(seq, Vec::new(), usize::MAX)?;

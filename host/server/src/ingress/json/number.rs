@@ -24,15 +24,26 @@ pub(in crate::ingress) struct TopK(pub(in crate::ingress) u32);
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ingress) struct TokenId(pub(in crate::ingress) u32);
 
+/// Up to here a number with a point is exactly one whole number.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0; // 2^53
+
 /// A number as JSON has them.
 #[derive(Clone, Copy)]
-enum Number {
+pub(super) enum Number {
     Whole(i128),
     Fraction(f64),
 }
 
 impl Number {
-    fn count(self) -> Option<u32> {
+    /// Many languages have one kind of number, and write 6 as 6.0.
+    pub(super) fn of(number: f64) -> Number {
+        match number.fract() == 0.0 && number.abs() <= WHOLE_MAX {
+            true => Number::Whole(number as i128),
+            false => Number::Fraction(number),
+        }
+    }
+
+    pub(super) fn count(self) -> Option<u32> {
         match self {
             Number::Whole(number) => u32::try_from(number).ok(),
             Number::Fraction(_) => None,
@@ -61,7 +72,7 @@ impl<T> Visitor<'_> for NumberVisitor<T> {
     }
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
         let wrong = Unexpected::Float(number);
-        (self.read)(Number::Fraction(number)).ok_or_else(|| E::invalid_value(wrong, &self))
+        (self.read)(Number::of(number)).ok_or_else(|| E::invalid_value(wrong, &self))
     }
 }
 

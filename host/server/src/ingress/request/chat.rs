@@ -25,16 +25,9 @@ pub(super) struct ChatFields<'a> {
     #[serde(borrow, default)]
     tool_choice: Option<&'a RawValue>,
     #[serde(default)]
-    response_format: Option<Object<ResponseFormat>>,
-    #[serde(default)]
     logprobs: Option<bool>,
     #[serde(default)]
     top_logprobs: Option<Count>,
-}
-
-#[derive(Deserialize)]
-struct ResponseFormat {
-    r#type: String,
 }
 
 #[derive(Deserialize)]
@@ -92,8 +85,11 @@ impl<'de> Deserialize<'de> for Content {
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
                 let mut content = String::new();
                 while let Some(Object(part)) = parts.next_element::<Object<Part>>()? {
-                    let Word(PartType::Text) = part.r#type;
-                    content.push_str(&part.text);
+                    let text = match part.r#type {
+                        Word(PartType::Text) => part.text,
+                        Word(PartType::Refusal) => part.refusal,
+                    };
+                    content.push_str(&text.unwrap_or_default());
                 }
                 Ok(Content(content))
             }
@@ -106,13 +102,17 @@ impl<'de> Deserialize<'de> for Content {
 struct Part {
     r#type: Word<PartType>,
     #[serde(default)]
-    text: String,
+    text: Option<String>,
+    #[serde(default)]
+    refusal: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum PartType {
     Text,
+    /// What an assistant said in place of an answer.
+    Refusal,
 }
 
 /// A tool's call by the assistant.
@@ -134,14 +134,6 @@ struct CalledFunction {
 /// The client's 400.
 pub(super) fn read(fields: ChatFields<'_>, policy: &mut Policy) -> ApiResult<RequestKind> {
     policy.logprobs = logprobs(&fields)?;
-    if let Some(Object(format)) = &fields.response_format
-        && format.r#type != "text"
-    {
-        return Err(ApiError::unsupported(
-            "response_format.type",
-            &format.r#type,
-        ));
-    }
     let mut room = tools::Room::default();
     let tools = fields.tools.as_ref().map_or(&[][..], |tools| &tools.0);
     let tools = tools::read(tools, fields.tool_choice, &mut room)?;

@@ -20,8 +20,6 @@ pub(super) struct CompletionFields {
     #[serde(default)]
     echo: Option<bool>,
     #[serde(default)]
-    suffix: Option<String>,
-    #[serde(default)]
     best_of: Option<Count>,
     #[serde(default)]
     logprobs: Option<Count>,
@@ -36,7 +34,9 @@ pub(super) fn read(
     policy: &mut Policy,
     choices: u32,
 ) -> ApiResult<RequestKind> {
-    policy.max_tokens.get_or_insert(MAX_TOKENS);
+    policy
+        .max_tokens
+        .get_or_insert(MAX_TOKENS.max(policy.min_tokens));
     policy.logprobs = match fields.logprobs.map(|top| top.0) {
         Some(top) if top > LOGPROBS_MAX => {
             let what = format!("must be from 0 to {LOGPROBS_MAX}, not {top}");
@@ -49,10 +49,6 @@ pub(super) fn read(
     if echo && policy.logprobs.is_some() {
         let what = "log-probabilities of an echoed prompt";
         return Err(ApiError::unsupported("logprobs", what));
-    }
-    if fields.suffix.is_some_and(|suffix| !suffix.is_empty()) {
-        let what = "text before a suffix";
-        return Err(ApiError::unsupported("suffix", what));
     }
     if fields.best_of.is_some_and(|best_of| best_of.0 != choices) {
         let what = "a value other than n";

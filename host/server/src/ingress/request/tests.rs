@@ -98,6 +98,70 @@ fn every_field_arrives() {
 }
 
 #[test]
+fn clients_write_the_same_in_many_ways() {
+    let policy = |more: Value| parse(Family::Completion, &more).unwrap().policy;
+    let plain = policy(json!({}));
+    for nothing in [
+        json!({"stop": ""}),
+        json!({"stop": ["", null]}),
+        json!({"stop": []}),
+        json!({"logit_bias": {"7": null}}),
+        json!({"stop_token_ids": []}),
+        json!({"min_tokens": 0, "ignore_eos": false}),
+    ] {
+        assert_eq!(policy(nothing.clone()), plain, "{nothing}");
+    }
+    let full = policy(json!({
+        "max_tokens": 6.0, "min_tokens": 2, "ignore_eos": true, "stop": ["", "a"], "stop_token_ids": [3, 5.0],
+        "top_k": -1.0, "seed": 7.0, "top_p": 0,
+    }));
+    let expected = Policy {
+        max_tokens: Some(6),
+        min_tokens: 2,
+        ignore_eos: true,
+        stop: vec!["a".to_owned()],
+        stop_token_ids: vec![3, 5],
+        seed: Some(7),
+        top_p: 0.0,
+        ..plain
+    };
+    assert_eq!(full, expected);
+    assert_eq!(full.validate(50), Ok(()));
+    let (least, most) = (json!({"min_tokens": 20}), policy(json!({"min_tokens": 20})));
+    assert_eq!(
+        most.max_tokens,
+        Some(20),
+        "{least} is not refused for a default"
+    );
+    let both =
+        json!({"n_predict": 3, "max_tokens": 4, "repeat_penalty": 2, "repetition_penalty": 3});
+    let both = policy(both);
+    assert_eq!((both.max_tokens, both.repetition_penalty), (Some(4), 3.0));
+    let theirs = policy(json!({"n_predict": 3, "repeat_penalty": 2}));
+    assert_eq!(
+        (theirs.max_tokens, theirs.repetition_penalty),
+        (Some(3), 2.0)
+    );
+}
+
+#[test]
+fn a_bias_of_what_is_no_token_is_shown() {
+    for (key, family) in [
+        ("abc", Family::Chat),
+        ("-1", Family::Completion),
+        ("1.5", Family::Chat),
+    ] {
+        let error = parse(family, &json!({"logit_bias": {key: 1}})).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("logit_bias"));
+        assert!(
+            error.message.contains(&format!("{key:?}")),
+            "{}",
+            error.message
+        );
+    }
+}
+
+#[test]
 fn messages_come_in_many_forms() {
     let messages = messages(&json!({"messages": [
         {"role": "developer", "content": "be brief"},
@@ -105,7 +169,9 @@ fn messages_come_in_many_forms() {
         {"role": "assistant", "content": null,
          "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
         {"role": "tool", "content": "3", "tool_call_id": "1"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}, {"type": "text", "text": null}]},
     ]}));
+    assert_eq!(messages[4].content, "I cannot");
     let role_and_content = |index: usize| {
         let message: &ChatMessage = &messages[index];
         (message.role.as_str(), message.content.as_str())
@@ -150,7 +216,7 @@ fn tools_reach_the_template_unless_the_client_wants_none() {
     let auto = tools(json!({"tools": some, "tool_choice": "auto"}));
     assert_eq!(json!(auto), some);
     assert!(tools(json!({"tools": some, "tool_choice": "none"})).is_empty());
-    assert!(tools(json!({"tools": null, "response_format": {"type": "text"}})).is_empty());
+    assert!(tools(json!({"tools": null})).is_empty());
 }
 
 /// A wrong field, the path it is named by, and the code.
@@ -184,7 +250,20 @@ fn a_wrong_field_of_either_kind_is_named_by_its_path() {
             INVALID,
         ),
         (json!({"max_tokens": 1e40}), "max_tokens", INVALID),
-        (json!({"max_tokens": 2.0}), "max_tokens", INVALID),
+        (json!({"max_tokens": 2.5}), "max_tokens", INVALID),
+        (json!({"n_predict": -1}), "n_predict", INVALID),
+        (json!({"min_tokens": -1}), "min_tokens", INVALID),
+        (json!({"ignore_eos": 1}), "ignore_eos", INVALID),
+        (
+            json!({"stop_token_ids": [1, -2]}),
+            "stop_token_ids[1]",
+            INVALID,
+        ),
+        (
+            json!({"stop_token_ids": vec![1; 1025]}),
+            "stop_token_ids",
+            INVALID,
+        ),
         (json!({"temperature": "hot"}), "temperature", INVALID),
         (json!({"n": 0}), "n", INVALID),
         (json!({"n": 9}), "n", INVALID),
@@ -294,7 +373,7 @@ fn a_wrong_field_of_a_chat_is_named_by_its_path() {
         ),
         (
             json!({"response_format": {"type": "json_object"}}),
-            "response_format.type",
+            "response_format",
             UNSUPPORTED,
         ),
         (json!({"top_logprobs": 3}), "top_logprobs", INVALID),
@@ -391,10 +470,11 @@ fn tools_count_as_text_of_the_prompt() {
     );
 }
 
-/// The code and the field by which a request is refused for a model of so many tokens, of four bytes each.
+/// The code and the field by which a request is refused where a prompt can have so many tokens, of four bytes each.
 fn refused_length(request: GenerationRequest, tokens: u32) -> Option<(String, String)> {
-    let error = request.check_length(tokens, 4).err()?;
-    let context = format!("{tokens} tokens");
+    // And one for an answer.
+    let error = request.check_length(tokens + 1, 4).err()?;
+    let context = format!("this model's maximum context length is {} tokens", tokens + 1);
     assert!(error.message.contains(&context), "{}", error.message);
     Some((error.code.into_owned(), error.param.unwrap()))
 }
@@ -425,9 +505,19 @@ fn what_a_request_holds_is_counted_in_every_field() {
 fn a_policy_that_the_engine_refuses_names_its_field() {
     for (family, change, path) in [
         (Family::Chat, json!({"temperature": -1}), "temperature"),
-        (Family::Chat, json!({"stop": [""]}), "stop"),
+        (Family::Chat, json!({"stop": "x".repeat(300)}), "stop"),
+        (
+            Family::Chat,
+            json!({"stop_token_ids": [50]}),
+            "stop_token_ids",
+        ),
+        (
+            Family::Chat,
+            json!({"min_tokens": 3, "max_tokens": 2}),
+            "min_tokens",
+        ),
         (Family::Chat, json!({"logit_bias": {"99": 1}}), "logit_bias"),
-        (Family::Completion, json!({"top_p": 0}), "top_p"),
+        (Family::Completion, json!({"top_p": 1.5}), "top_p"),
         (Family::Completion, json!({"min_p": 2}), "min_p"),
     ] {
         let request = parse(family, &change).unwrap();

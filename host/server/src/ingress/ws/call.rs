@@ -90,7 +90,8 @@ impl FunctionCall {
         };
         let begun = begin(&self.app, &self.tenant, self.params, incoming).await?;
         if begun.stream {
-            ws::stream(begun.generation, &begun.renderer, &self.out).await
+            let keep_alive = self.app.config.keep_alive();
+            ws::stream(begun.generation, &begun.renderer, &self.out, keep_alive).await
         } else {
             ws::whole(begun.generation, &begun.renderer, &self.tenant).await
         }
