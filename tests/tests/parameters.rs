@@ -261,8 +261,7 @@ fn a_prompt_that_leaves_no_room_for_an_answer_is_refused_in_the_words_clients_kn
     for (tenant, room, last_tokens) in [(&tenant, 64, 1), (&small, block, 2)] {
         let last = ask(tenant, room - 1, false)?.ok()?;
         ensure!(last["choices"][0]["finish_reason"] == "length", "{last}");
-        ensure!(last["usage"]["completion_tokens"] == last_tokens,
-            "{last}");
+        ensure!(last["usage"]["completion_tokens"] == last_tokens, "{last}");
         for (tokens, stream) in [(room, false), (room, true), (room + 1, true)] {
             let refused = ask(tenant, tokens, stream)?;
             let error = &refused.json()["error"];

@@ -429,6 +429,7 @@ mod tests {
     use super::*;
     use crate::TenantMemory;
     use crate::memory::NoMemory;
+    use tokio::sync::mpsc;
     use std::time::Duration;
 
     fn exchange(memory: &Arc<CallMemory>) -> (Exchange, mpsc::Receiver<Queued>) {

@@ -474,7 +474,10 @@ fn tools_count_as_text_of_the_prompt() {
 fn refused_length(request: GenerationRequest, tokens: u32) -> Option<(String, String)> {
     // And one for an answer.
     let error = request.check_length(tokens + 1, 4).err()?;
-    let context = format!("this model's maximum context length is {} tokens", tokens + 1);
+    let context = format!(
+        "this model's maximum context length is {} tokens",
+        tokens + 1
+    );
     assert!(error.message.contains(&context), "{}", error.message);
     Some((error.code.into_owned(), error.param.unwrap()))
 }
