@@ -58,8 +58,6 @@ pub enum GgufError {
     DuplicateKey { key: String },
     #[error("key {key} has the unknown value type {id}")]
     UnknownValueType { key: String, id: u32 },
-    #[error("key {key} is {value}, but a boolean must be 0 or 1")]
-    BadBool { key: String, value: u8 },
     #[error(
         "key {key} claims to be an array of {count} elements, but at most {room} fit in the rest of the file"
     )]
@@ -146,6 +144,8 @@ pub enum SourceError {
         value: i128,
         wanted: &'static str,
     },
+    #[error("key {key} is an array of values that differ, but it must be the same for every layer")]
+    MixedValues { key: String },
     #[error("tensor {name} is missing")]
     MissingTensor { name: String },
     #[error("tensor {name} has shape {shape:?}, but it must be a {wanted}")]

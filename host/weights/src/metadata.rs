@@ -98,31 +98,37 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(key, "a string", other)),
+            Some(other) => Err(wrong(key, "a string", other.value_type())),
         }
     }
 
-    /// A bool.
+    /// A truth value: a bool, or a number that is 0 or 1, in any of the forms of [`Metadata::u32`].
     ///
     /// # Errors
-    /// [`SourceError::WrongValueType`] when the key holds something else.
+    /// [`SourceError::WrongValueType`] when the key holds something else, [`SourceError::ValueOutOfRange`] for other numbers.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, SourceError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(wrong(key, "a boolean", other)),
+        const WANTED: &str = "a boolean";
+        let Some(integer) = self.number(key, WANTED, Scalar::integer)? else {
+            return Ok(None);
+        };
+        let bit: u8 = fit(key, integer, WANTED)?;
+        match bit {
+            0 | 1 => Ok(Some(bit == 1)),
+            _ => Err(out_of_range(key, integer, WANTED)),
         }
     }
 
-    /// An integer of any stored width that fits u32.
+    /// An integer that fits u32, however it is stored: in any width, as a float without a fraction, as a bool, or as an
+    /// array that has it for every layer.
     ///
     /// # Errors
-    /// [`SourceError::WrongValueType`] when it is no integer, [`SourceError::ValueOutOfRange`] when it does not fit.
+    /// [`SourceError::WrongValueType`] when it is no integer, [`SourceError::ValueOutOfRange`] when it does not fit,
+    /// [`SourceError::MixedValues`] for an array of several.
     pub fn u32(&self, key: &str) -> Result<Option<u32>, SourceError> {
         self.integer(key, "a u32")
     }
 
-    /// An integer of any stored width that fits u64.
+    /// The same that fits u64.
     ///
     /// # Errors
     /// As [`Metadata::u32`].
@@ -130,17 +136,24 @@ impl Metadata {
         self.integer(key, "a u64")
     }
 
-    /// A float, of either width.
+    /// The number of a token. One that no vocabulary can have, as the -1 by which some files say that there is none, is
+    /// `u32::MAX`.
     ///
     /// # Errors
-    /// [`SourceError::WrongValueType`] when the key holds something else.
+    /// As [`Metadata::u32`].
+    pub fn token_id(&self, key: &str) -> Result<Option<u32>, SourceError> {
+        let integer = self.number(key, "an integer", Scalar::integer)?;
+        Ok(integer.map(|id| u32::try_from(id).unwrap_or(u32::MAX)))
+    }
+
+    /// A number, in any of the forms of [`Metadata::u32`] or with a fraction.
+    ///
+    /// # Errors
+    /// [`SourceError::WrongValueType`] when the key holds something else, [`SourceError::MixedValues`] for an array of
+    /// several.
     pub fn f32(&self, key: &str) -> Result<Option<f32>, SourceError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::F32(value)) => Ok(Some(*value)),
-            Some(Value::F64(value)) => Ok(Some(*value as f32)),
-            Some(other) => Err(wrong(key, "a float", other)),
-        }
+        let float = self.number(key, "a number", |scalar| Some(scalar.float()))?;
+        Ok(float.map(|float| float as f32))
     }
 
     /// An array of strings.
@@ -151,56 +164,43 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::String(texts))) => Ok(Some(texts)),
-            Some(other) => Err(wrong(key, "an array of strings", other)),
+            Some(other) => Err(wrong(key, "an array of strings", other.value_type())),
         }
     }
 
-    /// An array of booleans.
+    /// An array of truth values, which may be stored as numbers.
     ///
     /// # Errors
-    /// [`SourceError::WrongValueType`] when the key holds something else.
-    pub fn bools(&self, key: &str) -> Result<Option<&[bool]>, SourceError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Array(Array::Bool(values))) => Ok(Some(values)),
-            Some(other) => Err(wrong(key, "an array of booleans", other)),
-        }
+    /// As [`Metadata::bool`].
+    pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>, SourceError> {
+        const WANTED: &str = "an array of booleans";
+        self.numbers(key, WANTED, |scalar| match scalar.integer() {
+            Some(integer @ (0 | 1)) => Ok(integer == 1),
+            Some(other) => Err(out_of_range(key, other, WANTED)),
+            None => Err(wrong(key, WANTED, ValueType::Array)),
+        })
     }
 
-    /// An array of floats, of either width.
+    /// An array of numbers.
     ///
     /// # Errors
     /// [`SourceError::WrongValueType`] when the key holds something else.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, SourceError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Array(Array::F32(values))) => Ok(Some(values.clone())),
-            Some(Value::Array(Array::F64(values))) => {
-                Ok(Some(values.iter().map(|value| *value as f32).collect()))
-            }
-            Some(other) => Err(wrong(key, "an array of floats", other)),
-        }
+        self.numbers(key, "an array of numbers", |scalar| {
+            Ok(scalar.float() as f32)
+        })
     }
 
-    /// An array of integers of any stored width that fit i32.
+    /// An array of integers that fit i32, in any of the forms of [`Metadata::u32`].
     ///
     /// # Errors
     /// As [`Metadata::u32`].
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, SourceError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let integers = match value {
-            Value::Array(array) => array.integers(),
-            _ => None,
-        };
-        let Some(integers) = integers else {
-            return Err(wrong(key, "an array of integers", value));
-        };
-        integers
-            .map(|value| fit(key, value, "an i32"))
-            .collect::<Result<Vec<i32>, SourceError>>()
-            .map(Some)
+        const WANTED: &str = "an array of integers";
+        self.numbers(key, WANTED, |scalar| match scalar.integer() {
+            Some(integer) => fit(key, integer, "an i32"),
+            None => Err(wrong(key, WANTED, ValueType::Array)),
+        })
     }
 
     /// [`Metadata::str`] of a key that must be there.
@@ -272,12 +272,55 @@ impl Metadata {
         key: &str,
         wanted: &'static str,
     ) -> Result<Option<T>, SourceError> {
+        let integer = self.number(key, "an integer", Scalar::integer)?;
+        integer.map(|integer| fit(key, integer, wanted)).transpose()
+    }
+
+    /// The one number that a key states, by itself or as an array that has it for every layer.
+    fn number<T>(
+        &self,
+        key: &str,
+        wanted: &'static str,
+        read: impl Fn(Scalar) -> Option<T>,
+    ) -> Result<Option<T>, SourceError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        match value.integer() {
-            Some(integer) => fit(key, integer, wanted).map(Some),
-            None => Err(wrong(key, "an integer", value)),
+        let scalar = match value {
+            Value::Array(array) => {
+                let mut scalars = array.scalars().into_iter().flatten();
+                let first = scalars.next();
+                if first.is_some_and(|first| scalars.any(|other| other != first)) {
+                    return Err(SourceError::MixedValues {
+                        key: key.to_owned(),
+                    });
+                }
+                first
+            }
+            value => value.scalar(),
+        };
+        match scalar.and_then(read) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(key, wanted, value.value_type())),
+        }
+    }
+
+    fn numbers<T>(
+        &self,
+        key: &str,
+        wanted: &'static str,
+        read: impl Fn(Scalar) -> Result<T, SourceError>,
+    ) -> Result<Option<Vec<T>>, SourceError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let scalars = match value {
+            Value::Array(array) => array.scalars(),
+            _ => None,
+        };
+        match scalars {
+            Some(scalars) => scalars.map(read).collect::<Result<_, _>>().map(Some),
+            None => Err(wrong(key, wanted, value.value_type())),
         }
     }
 
@@ -316,7 +359,7 @@ fn parse_value(reader: &mut Reader<'_>, key: &str, ty: ValueType) -> Result<Valu
         ValueType::U32 => Value::U32(u32::from_le_bytes(reader.array(what)?)),
         ValueType::I32 => Value::I32(i32::from_le_bytes(reader.array(what)?)),
         ValueType::F32 => Value::F32(f32::from_le_bytes(reader.array(what)?)),
-        ValueType::Bool => Value::Bool(parse_bool(key, reader.array(what)?)?),
+        ValueType::Bool => Value::Bool(parse_bool(reader.array(what)?)),
         ValueType::String => Value::String(reader.string(what)?.to_owned()),
         ValueType::Array => Value::Array(parse_array(reader, key, 1)?),
         ValueType::U64 => Value::U64(u64::from_le_bytes(reader.array(what)?)),
@@ -359,7 +402,7 @@ fn parse_array(reader: &mut Reader<'_>, key: &str, depth: u32) -> Result<Array, 
         ValueType::F64 => Array::F64(numbers(reader, count, f64::from_le_bytes, what)?),
         ValueType::Bool => Array::Bool(
             (0..count)
-                .map(|_| parse_bool(key, reader.array(what)?))
+                .map(|_| reader.array(what).map(parse_bool))
                 .collect::<Result<_, _>>()?,
         ),
         ValueType::String => Array::String(
@@ -390,15 +433,9 @@ fn numbers<T, const N: usize>(
     Ok(chunks.iter().map(|chunk| from(*chunk)).collect())
 }
 
-fn parse_bool(key: &str, [byte]: [u8; 1]) -> Result<bool, GgufError> {
-    match byte {
-        0 => Ok(false),
-        1 => Ok(true),
-        value => Err(GgufError::BadBool {
-            key: key.to_owned(),
-            value,
-        }),
-    }
+/// Whatever is not 0 is true, as llama.cpp has it.
+fn parse_bool([byte]: [u8; 1]) -> bool {
+    byte != 0
 }
 
 fn value_type(key: &str, id: u32) -> Result<ValueType, GgufError> {
@@ -409,18 +446,22 @@ fn value_type(key: &str, id: u32) -> Result<ValueType, GgufError> {
 }
 
 fn fit<T: TryFrom<i128>>(key: &str, value: i128, wanted: &'static str) -> Result<T, SourceError> {
-    T::try_from(value).map_err(|_| SourceError::ValueOutOfRange {
+    T::try_from(value).map_err(|_| out_of_range(key, value, wanted))
+}
+
+fn out_of_range(key: &str, value: i128, wanted: &'static str) -> SourceError {
+    SourceError::ValueOutOfRange {
         key: key.to_owned(),
         value,
         wanted,
-    })
+    }
 }
 
-fn wrong(key: &str, wanted: &'static str, found: &Value) -> SourceError {
+fn wrong(key: &str, wanted: &'static str, found: ValueType) -> SourceError {
     SourceError::WrongValueType {
         key: key.to_owned(),
         wanted,
-        found: found.value_type(),
+        found,
     }
 }
 
@@ -450,18 +491,53 @@ impl Value {
         }
     }
 
-    fn integer(&self) -> Option<i128> {
+    fn scalar(&self) -> Option<Scalar> {
         Some(match self {
-            Value::U8(value) => (*value).into(),
-            Value::I8(value) => (*value).into(),
-            Value::U16(value) => (*value).into(),
-            Value::I16(value) => (*value).into(),
-            Value::U32(value) => (*value).into(),
-            Value::I32(value) => (*value).into(),
-            Value::U64(value) => (*value).into(),
-            Value::I64(value) => (*value).into(),
-            _ => return None,
+            Value::U8(value) => Scalar::of(*value),
+            Value::I8(value) => Scalar::of(*value),
+            Value::U16(value) => Scalar::of(*value),
+            Value::I16(value) => Scalar::of(*value),
+            Value::U32(value) => Scalar::of(*value),
+            Value::I32(value) => Scalar::of(*value),
+            Value::U64(value) => Scalar::of(*value),
+            Value::I64(value) => Scalar::of(*value),
+            Value::Bool(value) => Scalar::of(*value),
+            Value::F32(value) => Scalar::Float((*value).into()),
+            Value::F64(value) => Scalar::Float(*value),
+            Value::String(_) | Value::Array(_) => return None,
         })
+    }
+}
+
+/// A number, whichever type it is stored in. Writers do not agree on types, and none of them changes what is meant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scalar {
+    Integer(i128),
+    Float(f64),
+}
+
+impl Scalar {
+    fn of(value: impl Into<i128>) -> Scalar {
+        Scalar::Integer(value.into())
+    }
+
+    /// The integer that it is.
+    fn integer(self) -> Option<i128> {
+        match self {
+            Scalar::Integer(integer) => Some(integer),
+            // Beyond 2^64 there is nothing to count; what is cast is exact.
+            Scalar::Float(float) => {
+                let is_integer = float.fract() == 0.0 && float.abs() < u64::MAX as f64;
+                is_integer.then_some(float as i128)
+            }
+        }
+    }
+
+    fn float(self) -> f64 {
+        match self {
+            Scalar::Integer(integer) => integer as f64,
+            Scalar::Float(float) => float,
+        }
     }
 }
 
@@ -490,17 +566,22 @@ impl Array {
         self.len() == 0
     }
 
-    fn integers(&self) -> Option<Box<dyn Iterator<Item = i128> + '_>> {
+    fn scalars(&self) -> Option<Box<dyn Iterator<Item = Scalar> + '_>> {
         Some(match self {
-            Array::U8(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::I8(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::U16(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::I16(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::U32(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::I32(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::U64(values) => Box::new(values.iter().map(|value| (*value).into())),
-            Array::I64(values) => Box::new(values.iter().map(|value| (*value).into())),
-            _ => return None,
+            Array::U8(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::I8(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::U16(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::I16(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::U32(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::I32(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::U64(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::I64(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::Bool(values) => Box::new(values.iter().map(|value| Scalar::of(*value))),
+            Array::F32(values) => {
+                Box::new(values.iter().map(|value| Scalar::Float((*value).into())))
+            }
+            Array::F64(values) => Box::new(values.iter().map(|value| Scalar::Float(*value))),
+            Array::String(_) | Array::Array(_) => return None,
         })
     }
 }

@@ -18,7 +18,7 @@ pub struct TokenizerData {
     pub token_types: Vec<i32>,
     /// Pairs of tokens to join, most important first; may be empty.
     pub merges: Vec<String>,
-    /// Begins a text.
+    /// Begins a text. This and the other ids may lie outside the vocabulary.
     pub bos: Option<u32>,
     /// Ends a text.
     pub eos: Option<u32>,
@@ -44,7 +44,7 @@ impl TokenizerData {
     /// From the keys of a GGUF file.
     pub(crate) fn from_keys(metadata: &Metadata) -> Result<TokenizerData, SourceError> {
         let owned = |key| Ok::<_, SourceError>(metadata.str(key)?.map(str::to_owned));
-        let id = |name: &str| metadata.u32(&format!("tokenizer.ggml.{name}_token_id"));
+        let id = |name: &str| metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"));
         let strings = |key| {
             metadata
                 .strings(key)

@@ -87,7 +87,7 @@ fn integers_of_any_width_convert_when_they_fit() {
     let metadata = file.metadata();
     assert_eq!(metadata.u64("large").unwrap(), Some(u64::MAX));
     assert_eq!(metadata.i32s("list").unwrap(), Some(vec![7, 255]));
-    assert_eq!(metadata.bools("flags").unwrap(), Some(&[true, false][..]));
+    assert_eq!(metadata.bools("flags").unwrap(), Some(vec![true, false]));
     let error = metadata.bools("list").expect_err("integers");
     assert!(error.to_string().contains("array of booleans"), "{error}");
     let error = metadata.u32("small").expect_err("negative");
@@ -102,6 +102,119 @@ fn integers_of_any_width_convert_when_they_fit() {
     );
 }
 
+/// A number of type `ty` as files store it.
+fn stored(ty: u32, number: i64) -> Vec<u8> {
+    match ty {
+        0 | 1 | 7 => vec![number as u8],
+        2 | 3 => (number as u16).to_le_bytes().to_vec(),
+        4 | 5 => (number as u32).to_le_bytes().to_vec(),
+        6 => (number as f32).to_le_bytes().to_vec(),
+        10 | 11 => number.to_le_bytes().to_vec(),
+        12 => (number as f64).to_le_bytes().to_vec(),
+        other => panic!("no number has the type {other}"),
+    }
+}
+
+const NUMBER_TYPES: [u32; 10] = [0, 1, 2, 3, 4, 5, 6, 10, 11, 12];
+
+#[test]
+fn a_number_is_one_in_whichever_type_it_is_stored() {
+    for ty in NUMBER_TYPES.into_iter().chain([BOOL]) {
+        let two = if ty == BOOL { 1 } else { 2 };
+        let layers = array(ty, 3, &stored(ty, two).repeat(3));
+        let file = open(
+            &good()
+                .with_key("two", ty, &stored(ty, two))
+                .with_key("one", ty, &stored(ty, 1))
+                .with_key("zero", ty, &stored(ty, 0))
+                .with_key("layers", ARRAY, &layers)
+                .with_key(
+                    "list",
+                    ARRAY,
+                    &array(ty, 2, &[stored(ty, 1), stored(ty, 0)].concat()),
+                ),
+        );
+        let metadata = file.metadata();
+        for key in ["two", "layers"] {
+            assert_eq!(metadata.u32(key).unwrap(), Some(two as u32), "{ty} {key}");
+            assert_eq!(metadata.u64(key).unwrap(), Some(two as u64), "{ty} {key}");
+            assert_eq!(metadata.f32(key).unwrap(), Some(two as f32), "{ty} {key}");
+        }
+        assert_eq!(metadata.bool("one").unwrap(), Some(true), "{ty}");
+        assert_eq!(metadata.bool("zero").unwrap(), Some(false), "{ty}");
+        assert_eq!(
+            metadata.bools("list").unwrap(),
+            Some(vec![true, false]),
+            "{ty}"
+        );
+        assert_eq!(metadata.i32s("list").unwrap(), Some(vec![1, 0]), "{ty}");
+        assert_eq!(metadata.f32s("list").unwrap(), Some(vec![1.0, 0.0]), "{ty}");
+        let error = metadata.u32("list").expect_err("two numbers").to_string();
+        let message =
+            "key list is an array of values that differ, but it must be the same for every layer";
+        assert_eq!(error, message, "{ty}");
+    }
+}
+
+#[test]
+fn a_number_that_is_none_is_refused() {
+    let file = open(
+        &good()
+            .with_key("half", F32, &0.5f32.to_le_bytes())
+            .with_key("nan", F32, &f32::NAN.to_le_bytes())
+            .with_key("huge", 12, &1e300f64.to_le_bytes())
+            .with_key("nothing", ARRAY, &array(U32, 0, &[]))
+            .with_key("two", U32, &2u32.to_le_bytes()),
+    );
+    let metadata = file.metadata();
+    assert_eq!(metadata.f32("half").unwrap(), Some(0.5));
+    for key in ["half", "nan", "huge"] {
+        let error = metadata.u32(key).expect_err("no integer").to_string();
+        assert!(
+            error.ends_with("but it must be an integer"),
+            "{key}: {error}"
+        );
+    }
+    assert!(metadata.u32("nothing").is_err() && metadata.f32("nothing").is_err());
+    let error = metadata
+        .bool("two")
+        .expect_err("no truth value")
+        .to_string();
+    assert_eq!(error, "key two is 2, which does not fit in a boolean");
+}
+
+#[test]
+fn an_id_that_no_vocabulary_can_have_is_read_as_one_that_none_has() {
+    let ids: [(u32, Vec<u8>, Option<u32>); 6] = [
+        (U32, 7u32.to_le_bytes().to_vec(), Some(7)),
+        (U32, u32::MAX.to_le_bytes().to_vec(), Some(u32::MAX)),
+        (5, (-1i32).to_le_bytes().to_vec(), Some(u32::MAX)),
+        (U64, u64::MAX.to_le_bytes().to_vec(), Some(u32::MAX)),
+        (12, 3f64.to_le_bytes().to_vec(), Some(3)),
+        (1, vec![0xff], Some(u32::MAX)),
+    ];
+    for (ty, bytes, id) in ids {
+        let file = good()
+            .with_key("tokenizer.ggml.model", STRING, &string("llama"))
+            .with_key("tokenizer.ggml.padding_token_id", ty, &bytes);
+        let source = open(&file);
+        let tokenizer = ModelSource::tokenizer(&source).expect("its ids are for others to judge");
+        assert_eq!((tokenizer.pad, tokenizer.bos), (id, None));
+    }
+}
+
+#[test]
+fn a_truth_value_is_any_byte_but_0() {
+    let file = open(&good().with_key("odd", BOOL, &[2]).with_key(
+        "odds",
+        ARRAY,
+        &array(BOOL, 3, &[255, 0, 1]),
+    ));
+    assert_eq!(file.metadata().bool("odd").unwrap(), Some(true));
+    let odds = file.metadata().bools("odds").unwrap();
+    assert_eq!(odds, Some(vec![true, false, true]));
+}
+
 #[test]
 fn a_key_of_another_type_names_both_types() {
     let file = open(&good());
@@ -109,7 +222,7 @@ fn a_key_of_another_type_names_both_types() {
     let messages = [
         metadata.u32("general.architecture").unwrap_err(),
         metadata.str("llama.block_count").unwrap_err(),
-        metadata.f32("llama.block_count").unwrap_err(),
+        metadata.f32("general.architecture").unwrap_err(),
         metadata.bool("nested").unwrap_err(),
         metadata.strings("nested").unwrap_err(),
         metadata.i32s("tokenizer.ggml.tokens").unwrap_err(),
@@ -122,11 +235,11 @@ fn a_key_of_another_type_names_both_types() {
         [
             "key general.architecture is a string, but it must be an integer",
             "key llama.block_count is a u64, but it must be a string",
-            "key llama.block_count is a u64, but it must be a float",
+            "key general.architecture is a string, but it must be a number",
             "key nested is an array, but it must be a boolean",
             "key nested is an array, but it must be an array of strings",
             "key tokenizer.ggml.tokens is an array, but it must be an array of integers",
-            "key llama.eps is an f32, but it must be an array of floats",
+            "key llama.eps is an f32, but it must be an array of numbers",
             "key absent is missing",
         ]
     );
