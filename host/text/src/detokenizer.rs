@@ -42,6 +42,11 @@ impl Detokenizer {
         text
     }
 
+    /// Whether the rest of a character may still come.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// The text of a character that was never completed; empty in well-formed text.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

@@ -34,18 +34,6 @@ pub enum TextError {
         /// Number of tokens.
         tokens: usize,
     },
-    /// A special token lies outside the vocabulary.
-    #[error(
-        "the {what} token has the id {id}, which the vocabulary of {tokens} tokens does not have"
-    )]
-    SpecialOutOfRange {
-        /// Which special token.
-        what: &'static str,
-        /// Its id.
-        id: u32,
-        /// Number of tokens.
-        tokens: usize,
-    },
     /// A merge that does not join two tokens to a third.
     #[error("merge {index} ('{merge}') does not join two tokens of the vocabulary into a third")]
     BadMerge {

@@ -49,11 +49,13 @@ extern crate self as realm_text;
 mod chat_template;
 mod detokenizer;
 mod error;
+mod offsets;
 mod stop;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ToolCall};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use offsets::TextOffsets;
 pub use stop::{StopMatcher, StopOutput};
 pub use tokenizer::{Specials, TextModel, TextSource};

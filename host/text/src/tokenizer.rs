@@ -6,12 +6,14 @@ mod long_texts;
 mod sentence_piece;
 mod sink;
 mod special;
+mod special_ids;
 mod vocabulary;
 mod windows;
 mod word_piece;
 mod words;
 
 use crate::chat_template::{ChatMessage, ChatTemplate, Room, kept};
+use crate::offsets::{Cursor, Origin};
 use crate::{Detokenizer, TextError};
 use byte_level::ByteLevel;
 use sentence_piece::SentencePiece;
@@ -106,6 +108,7 @@ pub struct TextModel {
     bos: Option<u32>,
     add_bos: bool,
     sep: Option<u32>,
+    unk: Option<u32>,
     /// The most bytes of a text that one token stands for; `usize::MAX` where it may be any number.
     token_text_bytes_max: usize,
     /// Which bytes of a text come into its tokens.
@@ -117,8 +120,9 @@ impl TextModel {
     ///
     /// # Errors
     /// Names what is wrong with the vocabulary, the merges or the template.
-    pub fn new(source: TextSource) -> Result<TextModel, TextError> {
+    pub fn new(mut source: TextSource) -> Result<TextModel, TextError> {
         let family = Family::of(&source.model)?;
+        special_ids::settle(&mut source, family);
         let vocabulary = Vocabulary::new(&source, family)?;
         let special = SpecialTokens::new(&source.tokens, &vocabulary)?;
         let text_of = |id: Option<u32>| {
@@ -136,6 +140,7 @@ impl TextModel {
             Family::SentencePiece | Family::WordPiece => true,
         };
         let (bos, add_bos) = (source.bos, source.add_bos.unwrap_or(add_bos_default));
+        let unk = source.unk;
         let sep = source.sep.filter(|_| family == Family::WordPiece);
         let longest = longest_token(&source, family);
         let algorithm = match family {
@@ -159,11 +164,12 @@ impl TextModel {
             bos,
             add_bos,
             sep,
+            unk,
         })
     }
 
     /// The tokens of a text, in front of them `bos` if `add_bos` is set and the model wants one; after them `sep` where a
-    /// model has it.
+    /// model has it. Neither is added to a text that brings it.
     ///
     /// It takes [`TextModel::encode_bytes_max`] of memory, which hardly grows with the text.
     ///
@@ -199,11 +205,12 @@ impl TextModel {
         add_bos: bool,
         sink: &mut Sink,
     ) -> Result<(), Full> {
-        if add_bos && self.add_bos {
+        let mut pieces = self.special.split(text, specials).peekable();
+        if add_bos && self.add_bos && !is_special(pieces.peek(), self.bos) {
             sink.extend(self.bos)?;
         }
-        let mut after_special = true;
-        for piece in self.special.split(text, specials) {
+        let (mut after_special, mut last) = (true, None);
+        for piece in pieces {
             match piece {
                 Piece::Special(id) => sink.push(id)?,
                 Piece::Text(text) => match &self.algorithm {
@@ -213,8 +220,9 @@ impl TextModel {
                 },
             }
             after_special = matches!(piece, Piece::Special(_));
+            last = Some(piece);
         }
-        if add_bos {
+        if add_bos && !is_special(last.as_ref(), self.sep) {
             sink.extend(self.sep)?;
         }
         Ok(())
@@ -273,6 +281,18 @@ impl TextModel {
         text
     }
 
+    /// Where each token of `text` begins in it, in characters. A token that the text does not have, as the one that begins
+    /// it or a space in front of it, takes no room; one that is a part of a character begins where the character does.
+    pub fn offsets(&self, text: &str, ids: &[u32]) -> Vec<usize> {
+        let mut cursor = Cursor::new(text);
+        let offset = |id: &u32| match self.vocabulary.control_name(*id) {
+            Some(name) if Some(*id) == self.unk => cursor.pass(name.as_bytes(), Origin::Unknown),
+            Some(name) => cursor.pass(name.as_bytes(), Origin::Control),
+            None => cursor.pass(self.token_bytes(*id), Origin::Text),
+        };
+        ids.iter().map(offset).collect()
+    }
+
     /// Whether a token is a control token, which is no part of the text.
     pub fn is_control(&self, id: u32) -> bool {
         self.vocabulary.control_name(id).is_some()
@@ -286,6 +306,11 @@ impl TextModel {
     /// All the tokens with which generation ends.
     pub fn ends_of_generation(&self) -> impl Iterator<Item = u32> {
         self.vocabulary.ends_of_generation()
+    }
+
+    /// The token that stands for what the vocabulary lacks.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unk
     }
 
     /// Number of tokens.
@@ -306,7 +331,7 @@ impl TextModel {
         self.template.render(messages, tools, open_turn, Room::ALL)
     }
 
-    /// The tokens of a chat. A `bos` that the template writes is not doubled.
+    /// The tokens of a chat, as [`TextModel::encode`] gives them: a `bos` that the template writes is not doubled.
     ///
     /// # Errors
     /// Those of [`TextModel::render_chat`]; [`TextError::ChatTooLong`] as soon as more is rendered than fits in
@@ -333,19 +358,13 @@ impl TextModel {
             }
             error => error,
         })?;
-        let mut ids = self.encode(&rendered, Specials::Parse, false, tokens_max)?;
-        if let Some(bos) = self
-            .bos
-            .filter(|bos| self.add_bos && ids.first() != Some(bos))
-        {
-            if ids.len() >= tokens_max {
-                let bytes = rendered.len();
-                return Err(TextError::TooManyTokens { bytes, tokens_max });
-            }
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+        self.encode(&rendered, Specials::Parse, true, tokens_max)
     }
+}
+
+/// Whether a piece is this special token.
+fn is_special(piece: Option<&Piece<'_>>, wanted: Option<u32>) -> bool {
+    matches!(piece, Some(Piece::Special(id)) if Some(*id) == wanted)
 }
 
 /// The most bytes of a text that one token of the vocabulary can stand for.
@@ -360,5 +379,6 @@ fn longest_token(source: &TextSource, family: Family) -> usize {
             _ => token.len(),
         }
     });
-    bytes.max().unwrap_or(0)
+    // The unknown token stands for a byte, however short its name is.
+    bytes.max().unwrap_or(0).max(1)
 }

@@ -148,7 +148,7 @@ fn any_vocabulary_is_an_error_or_works() {
             assert!(
                 literal
                     .iter()
-                    .all(|id| !model.is_control(*id) || source.unk == Some(*id))
+                    .all(|id| !model.is_control(*id) || model.unknown() == Some(*id))
             );
             for id in (0..tokens as u32 + 2).chain([u32::MAX]) {
                 model.token_text(id);

@@ -34,9 +34,9 @@ const HARMONY_END: &str = "<|end|>";
 const HARMONY_RETURN: &str = "<|return|>";
 const HARMONY_CALL: &str = "<|call|>";
 
-const CONTROL: i32 = 3;
+pub(super) const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
-const UNKNOWN: i32 = 2;
+pub(super) const UNKNOWN: i32 = 2;
 const BYTE: i32 = 6;
 
 /// How a token is met in a text.
@@ -105,20 +105,6 @@ impl Vocabulary {
                 });
             }
         }
-        let named = [
-            ("bos", source.bos),
-            ("eos", source.eos),
-            ("eot", source.eot),
-            ("sep", source.sep),
-            ("unk", source.unk),
-            ("pad", source.pad),
-        ];
-        for (what, id) in named {
-            if let Some(id) = id.filter(|id| *id as usize >= tokens) {
-                return Err(TextError::SpecialOutOfRange { what, id, tokens });
-            }
-        }
-
         let mut vocabulary = Vocabulary {
             bytes: Vec::new(),
             ends: Vec::with_capacity(tokens),
