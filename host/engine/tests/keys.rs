@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::files::Stated::{Bool, Bools, F32, Text, U32};
-use common::files::{Stated, patched, refused, with_keys};
+use common::files::Stated::{Bool, Bools, F32, Raw, Text, U32};
+use common::files::{Stated, patched, refused, restated, with_keys};
 use common::{Model, threads};
 use realm_engine::Gguf;
-use realm_engine::model::ModelOptions;
+use realm_engine::model::{ModelOptions, load};
+use realm_engine::text::Specials;
 use realm_kernels::Cpu;
 
 const TABLES: [[u32; 8]; 2] = [[11, 2, 9, 4, 7, 6, 5, 8], [3, 10, 1, 12, 15, 0, 13, 14]];
@@ -102,6 +103,96 @@ fn the_factors_of_a_file_and_those_of_yarn_multiply() {
         ("llama.rope.scaling.factor", F32(1.0)),
     ];
     assert!(of("llama3-rope", &yarn) == of("llama3-rope", &[]));
+}
+
+#[test]
+fn numbers_are_read_in_whichever_type_they_are_stored() {
+    let twice = |ty: u32, number: &[u8]| {
+        let head = [&ty.to_le_bytes()[..], &2u64.to_le_bytes()].concat();
+        [&head, number, number].concat()
+    };
+    let heads = twice(5, &8i32.to_le_bytes());
+    let kv_heads = twice(10, &2u64.to_le_bytes());
+    let inner = twice(12, &512f64.to_le_bytes());
+    let keys = [
+        ("llama.attention.head_count", Raw(9, &heads)),
+        ("llama.attention.head_count_kv", Raw(9, &kv_heads)),
+        ("llama.feed_forward_length", Raw(9, &inner)),
+        ("llama.block_count", Raw(0, &[2])),
+        ("llama.context_length", Raw(12, &512f64.to_le_bytes())),
+        ("llama.embedding_length", Raw(11, &256i64.to_le_bytes())),
+        ("llama.rope.dimension_count", Raw(3, &32i16.to_le_bytes())),
+        ("llama.rope.freq_base", Raw(4, &10_000u32.to_le_bytes())),
+        (
+            "tokenizer.ggml.bos_token_id",
+            Raw(10, &504u64.to_le_bytes()),
+        ),
+        ("tokenizer.ggml.add_bos_token", Raw(0, &[1])),
+        ("tokenizer.ggml.add_eos_token", Raw(6, &0f32.to_le_bytes())),
+    ];
+    let gguf = restated("llama", &keys);
+    assert!(logits(&gguf) == of("llama", &[]));
+    let (_, _, text) = load(&gguf, ModelOptions::default()).expect("a good file");
+    let prompt = text.encode("a", Specials::Parse, true, 100).unwrap();
+    assert_eq!(prompt[0], 504);
+    // Layers that differ are another architecture.
+    let mut mixed = heads.clone();
+    mixed.truncate(heads.len() - 4);
+    mixed.extend(4i32.to_le_bytes());
+    refused(
+        &restated("llama", &[("llama.attention.head_count", Raw(9, &mixed))]),
+        "key llama.attention.head_count is an array of values that differ, but it must be the same for every layer",
+    );
+}
+
+#[test]
+fn special_tokens_that_the_vocabulary_lacks_are_none() {
+    let beyond = 512u32.to_le_bytes();
+    let none = (-1i32).to_le_bytes();
+    let keys = [
+        ("tokenizer.ggml.bos_token_id", Raw(4, &beyond)),
+        ("tokenizer.ggml.eos_token_id", Raw(5, &none)),
+        ("tokenizer.ggml.padding_token_id", Raw(5, &none)),
+        ("tokenizer.ggml.unknown_token_id", Raw(4, &beyond)),
+        ("tokenizer.ggml.add_bos_token", Bool(true)),
+    ];
+    let gguf = restated("llama", &keys);
+    let (_, _, text) = load(&gguf, ModelOptions::default()).expect("a good file");
+    let plain = of("llama", &[]);
+    assert!(logits(&gguf) == plain);
+    let prompt = text.encode("a", Specials::Parse, true, 100).unwrap();
+    assert_eq!(prompt.len(), 1, "{prompt:?}");
+}
+
+#[test]
+fn a_factor_of_0_is_none() {
+    let plain = of("llama", &[]);
+    let linear = ("llama.rope.scaling.type", Text("linear"));
+    for zero in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        assert!(of("llama", &[linear, (zero, F32(0.0))]) == plain, "{zero}");
+        assert!(of("llama", &[(zero, U32(0))]) == plain, "{zero}");
+    }
+    let yarn = |factor: f32, original: u32| {
+        let keys = [
+            ("qwen2.rope.scaling.type", Text("yarn")),
+            ("qwen2.rope.scaling.factor", F32(factor)),
+            ("qwen2.rope.scaling.original_context_length", U32(original)),
+        ];
+        of("qwen2", &keys)
+    };
+    assert!(yarn(0.0, 128) == yarn(1.0, 128));
+    // What the file says of the training is its context, where it says nothing more.
+    assert!(yarn(4.0, 0) == yarn(4.0, 512) && yarn(4.0, 0) != yarn(4.0, 128));
+    let longrope = of("phi3-longrope", &[]);
+    assert!(of("phi3-longrope", &[("phi3.rope.scaling.factor", F32(0.0))]) == longrope);
+    let scales = |value: f32| {
+        let keys = ["embedding_scale", "residual_scale", "logit_scale"];
+        let keys = keys.map(|key| format!("granite.{key}"));
+        let keys: Vec<_> = keys.iter().map(|key| (key.as_str(), F32(value))).collect();
+        logits(&restated("granite", &keys))
+    };
+    assert!(scales(0.0) == scales(1.0));
+    assert!(of("llama", &[("llama.logit_scale", F32(0.0))]) == plain);
 }
 
 const WINDOW: (&str, Stated<'static>) = ("olmo2.attention.sliding_window", U32(20));

@@ -51,6 +51,13 @@ const MEANINGFUL: [(&str, f32, &str); 15] = [
     ),
 ];
 
+/// Whether a key states a factor; 0 is how some files say that there is none.
+fn is_factor(name: &str) -> bool {
+    ["_scale", "scaling.factor"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
 impl Keys<'_> {
     /// Refuses a key that turns on a feature we do not compute.
     pub(crate) fn refuse(&self, name: &str, feature: &'static str) -> Result<(), LoadError> {
@@ -69,14 +76,10 @@ impl Keys<'_> {
         let Some(value) = metadata.get(&key) else {
             return Ok(());
         };
-        let number = if let Ok(Some(is_on)) = metadata.bool(&key) {
-            Some(f32::from(is_on))
-        } else if let Ok(Some(count)) = metadata.u64(&key) {
-            Some(count as f32)
-        } else {
-            metadata.f32(&key).ok().flatten()
-        };
-        match number == Some(neutral) {
+        // What is off in every layer is off.
+        let number = metadata.f32(&key).ok().flatten();
+        let is_off = number == Some(neutral) || number == Some(0.0) && is_factor(name);
+        match is_off {
             true => Ok(()),
             false => Err(LoadError::Unsupported {
                 key,

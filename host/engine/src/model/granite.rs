@@ -14,14 +14,14 @@ pub(super) fn load<O: Ops>(loader: &mut Loader<'_, O>) -> Result<Decoder<O>, Loa
     let plain = shape.attention(loader.keys.window()?);
     let attention = Attention {
         shape: AttentionShape {
-            scale: loader.keys.positive("attention.scale", plain.scale)?,
+            scale: loader.keys.factor("attention.scale", plain.scale)?,
             ..plain
         },
         rope: loader.rope(&shape, RopeLayout::Adjacent)?,
     };
-    let embedding_scale = loader.keys.positive("embedding_scale", 1.0)?;
-    let residual_scale = loader.keys.positive("residual_scale", 1.0)?;
-    let logit_scale = loader.keys.positive("logit_scale", 1.0)?;
+    let embedding_scale = loader.keys.factor("embedding_scale", 1.0)?;
+    let residual_scale = loader.keys.factor("residual_scale", 1.0)?;
+    let logit_scale = loader.keys.factor("logit_scale", 1.0)?;
     Ok(Decoder {
         embedding_scale,
         residual_scale,

@@ -68,6 +68,16 @@ impl<'s> Keys<'s> {
         self.check(&key, value, fits, "a positive number")
     }
 
+    /// A factor above 0, or the default where the key is absent or 0, which is how some files say that there is none.
+    pub(crate) fn factor(&self, name: &str, default: f32) -> Result<f32, LoadError> {
+        let key = self.key(name);
+        if self.metadata.f32(&key)? != Some(0.0) {
+            return self.positive(name, default);
+        }
+        tracing::warn!("key {key} is 0, which is no factor: it is taken as {default}");
+        Ok(default)
+    }
+
     /// `value` when it fits, an error that names the key when not.
     pub(crate) fn check<T: ToString>(
         &self,

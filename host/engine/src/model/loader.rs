@@ -125,7 +125,7 @@ impl<'s, O: Ops> Loader<'s, O> {
                 .metadata()
                 .u32(&self.keys.key("expert_feed_forward_length"))?
             {
-                None => shape.feed_forward,
+                None | Some(0) => shape.feed_forward,
                 Some(_) => self.keys.count("expert_feed_forward_length")? as usize,
             },
         });

@@ -86,8 +86,8 @@ impl<O: Ops> Loader<'_, O> {
             }
         }
         if ty == "linear" {
-            let old_key = self.keys.positive("rope.scale_linear", 1.0)?;
-            scaling.frequency = 1.0 / self.keys.positive("rope.scaling.factor", old_key)?;
+            let old_key = self.keys.factor("rope.scale_linear", 1.0)?;
+            scaling.frequency = 1.0 / self.keys.factor("rope.scaling.factor", old_key)?;
         }
         if ty == "yarn" {
             let yarn = self.yarn(shape)?;
@@ -133,11 +133,11 @@ impl<O: Ops> Loader<'_, O> {
             .refuse_unless("rope.scaling.yarn_ext_factor", 1.0, extrapolation)?;
         let original = "rope.scaling.original_context_length";
         let original = match self.keys.metadata().u32(&self.keys.key(original))? {
-            None => shape.context,
+            None | Some(0) => shape.context,
             Some(_) => self.keys.count(original)?,
         };
         Ok(Yarn {
-            factor: self.keys.positive("rope.scaling.factor", 1.0)?,
+            factor: self.keys.factor("rope.scaling.factor", 1.0)?,
             original,
             beta_fast: self.keys.positive("rope.scaling.yarn_beta_fast", 32.0)?,
             beta_slow: self.keys.positive("rope.scaling.yarn_beta_slow", 1.0)?,

@@ -48,7 +48,7 @@ impl Keys<'_> {
                 let wanted = format!("one for each of {layers} layers");
                 let fits = listed.len() == layers as usize;
                 self.check(&key, format!("{} values", listed.len()), fits, &wanted)?;
-                Ok(WindowedLayers::Listed(listed.to_vec()))
+                Ok(WindowedLayers::Listed(listed))
             }
             Some(_) => self
                 .count("attention.sliding_window_pattern")
