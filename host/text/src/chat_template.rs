@@ -2,14 +2,16 @@
 //!
 //! The source is as hostile as the file: steps, memory and output of a rendering are bounded.
 
+mod form;
 mod python_json;
+mod python_text;
 mod strftime;
 
 use crate::TextError;
+use form::{Form, Formed};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
+use minijinja::value::{Rest, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
-use serde::Serialize;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,6 +26,8 @@ const STACK_BYTES: usize = 256 << 20;
 const SOURCE_BYTES_MAX: usize = 64 << 10;
 /// Size of a rendered prompt, in bytes, whatever the model can read.
 const RENDERED_BYTES_MAX: usize = 16 << 20;
+/// The same for a probe, of which more than one is held at a time.
+const PROBE_BYTES_MAX: usize = 1 << 20;
 
 /// What is used when the model file has no template: ChatML.
 const CHATML: &str = "\
@@ -55,20 +59,17 @@ const TURNS: &str = "\
 const TURN: &str = "<start_of_turn>";
 
 /// One message of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Its text.
     pub content: String,
     /// Name of the participant.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Of a tool's message: the call it answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// Of an assistant's message: the calls it made.
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "tool_calls")]
     pub tool_calls: Vec<ToolCall>,
 }
 
@@ -83,25 +84,13 @@ pub struct ToolCall {
     pub arguments_json: String,
 }
 
-/// Templates expect the API's nested shape, with the arguments as a value and not as a text.
-fn tool_calls<S: serde::Serializer>(calls: &[ToolCall], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(calls.iter().map(|call| {
-        let arguments = serde_json::from_str(&call.arguments_json)
-            .unwrap_or_else(|_| serde_json::Value::String(call.arguments_json.clone()));
-        serde_json::json!({
-            "id": call.id,
-            "type": "function",
-            "function": { "name": call.name, "arguments": arguments },
-        })
-    }))
-}
-
 /// A parsed template with the texts of the special tokens it may print.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    form: Form,
 }
 
 impl ChatTemplate {
@@ -125,12 +114,34 @@ impl ChatTemplate {
                 "it has {bytes} bytes; at most {SOURCE_BYTES_MAX} are allowed"
             )));
         }
-        let compile = || environment(source, now);
-        Ok(ChatTemplate {
-            environment: on_large_stack(compile, TextError::TemplateSyntax)?,
+        let build = || {
+            let environment = environment(source, now)?;
+            Ok(ChatTemplate::probed(environment, bos_token, eos_token))
+        };
+        on_large_stack(build, TextError::TemplateSyntax)
+    }
+
+    /// The template with the form of messages that it wants.
+    fn probed(
+        environment: Environment<'static>,
+        bos_token: String,
+        eos_token: String,
+    ) -> ChatTemplate {
+        let mut template = ChatTemplate {
+            environment,
             bos_token,
             eos_token,
-        })
+            form: Form::USUAL,
+        };
+        template.form = Form::probe(|messages, form| {
+            let room = Room {
+                kept_max: PROBE_BYTES_MAX,
+                ..Room::ALL
+            };
+            let rendered = template.render_here(messages, &[], true, room, form);
+            rendered.ok()
+        });
+        template
     }
 
     /// Renders a chat; `open_turn` adds the header of the assistant's turn.
@@ -145,7 +156,7 @@ impl ChatTemplate {
         open_turn: bool,
         room: Room<'_>,
     ) -> Result<String, TextError> {
-        let render = || self.render_here(messages, tools, open_turn, room);
+        let render = || self.render_here(messages, tools, open_turn, room, self.form);
         on_large_stack(render, TextError::Template)
     }
 
@@ -155,6 +166,7 @@ impl ChatTemplate {
         tools: &[serde_json::Value],
         open_turn: bool,
         room: Room<'_>,
+        form: Form,
     ) -> Result<String, TextError> {
         let refused = |error: minijinja::Error| TextError::Template(describe(&error));
         let template = self.environment.get_template("chat").map_err(refused)?;
@@ -163,7 +175,7 @@ impl ChatTemplate {
             tools => Value::from(Serde(tools)),
         };
         let variables = context! {
-            messages => Value::from(Serde(messages)),
+            messages => messages.iter().map(|message| Value::from(Serde(Formed(message, form)))).collect::<Value>(),
             tools => tools,
             add_generation_prompt => open_turn,
             bos_token => self.bos_token.as_str(),
@@ -294,7 +306,7 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
         .build();
     environment.set_syntax(syntax.map_err(invalid)?);
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python_text::unknown_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         strftime::strftime(clock(), format)
@@ -303,6 +315,17 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
     // These indent what is nested deeply without paying for it; no chat needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
+    environment.add_function("cycler", |items: Rest<Value>| {
+        minijinja_contrib::globals::cycler(items.0)
+    });
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    // Python's sequences are whatever has a length and items: texts and maps too.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::String
+        )
+    });
     // minijinja iterates over none, Python does not; templates ask this of `tools`.
     environment.add_test("iterable", |value: &Value| {
         !value.is_none() && value.try_iter().is_ok()
@@ -449,11 +472,7 @@ mod tests {
             let messages: Vec<ChatMessage> = chat.messages.iter().map(from_json).collect();
             let environment = environment(&fixture.templates[&case.template], || 1_721_984_703);
             let rendered = environment.and_then(|environment| {
-                let template = ChatTemplate {
-                    environment,
-                    bos_token: "<bos>".into(),
-                    eos_token: "<eos>".into(),
-                };
+                let template = ChatTemplate::probed(environment, "<bos>".into(), "<eos>".into());
                 template.render(
                     &messages,
                     &chat.tools,
@@ -543,6 +562,95 @@ mod tests {
         let source = "{% set ns = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
         let error = render(Some(source), &[]);
         assert!(matches!(error, Err(TextError::Template(_))), "{error:?}");
+    }
+
+    /// A call without other content, as clients send it.
+    fn call(arguments_json: &str) -> [ChatMessage; 3] {
+        let call = ToolCall {
+            id: "c1".into(),
+            name: "f".into(),
+            arguments_json: arguments_json.into(),
+        };
+        let assistant = ChatMessage {
+            tool_calls: vec![call],
+            ..message("assistant", "")
+        };
+        [message("user", "x"), assistant, message("tool", "r")]
+    }
+
+    #[test]
+    fn a_template_gets_messages_in_the_form_that_it_expects() {
+        let parts = "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}";
+        let none = "{% for m in messages %}<{{ m.role }}>{% if m.content is none %}{% for c in m.tool_calls %}CALL {{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        let glued = "{% for m in messages %}<{{ m.role }}>{% for c in m.tool_calls or [] %}{{ 'CALL ' + c['function']['name'] + ' ' + c['function']['arguments'] }}{% endfor %}{{ m.content or '' }}{% endfor %}";
+        let printed = "{% for m in messages %}<{{ m.role }}>{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{{ m.content }}{% endfor %}";
+        let items = "{% for m in messages %}<{{ m.role }}>{% for c in m.tool_calls or [] %}{{ c.function.name }}({% for k, v in c.function.arguments | items %}{{ k }}={{ v }};{% endfor %}){% endfor %}{{ m.content or '' }}{% endfor %}";
+        let hello = [message("user", "hello")];
+        let cases: [(&str, &[ChatMessage], &str); 8] = [
+            (parts, &hello, "<user>hello"),
+            (none, &hello, "<user>hello"),
+            (
+                none,
+                &call("{\"a\": 1}"),
+                "<user>x<assistant>CALL f {\"a\": 1}<tool>r",
+            ),
+            (
+                glued,
+                &call("{\"a\": \"é\"}"),
+                "<user>x<assistant>CALL f {\"a\": \"é\"}<tool>r",
+            ),
+            (glued, &call("{}"), "<user>x<assistant>CALL f {}<tool>r"),
+            (
+                printed,
+                &call("{\"a\":1}"),
+                "<user>x<assistant>{\"a\":1}<tool>r",
+            ),
+            (
+                items,
+                &call("{\"a\": 1, \"b\": \"two\"}"),
+                "<user>x<assistant>f(a=1;b=two;)<tool>r",
+            ),
+            (items, &call("{}"), "<user>x<assistant>f()<tool>r"),
+        ];
+        for (template, chat, expected) in cases {
+            assert_eq!(
+                render(Some(template), chat).as_deref(),
+                Ok(expected),
+                "{template}"
+            );
+        }
+    }
+
+    #[test]
+    fn texts_and_tests_are_pythons() {
+        let cases = [
+            ("'a-b-c'.rsplit('-', 1) | tojson", r#"["a-b", "c"]"#),
+            ("'a-b-c'.rsplit('-') | tojson", r#"["a", "b", "c"]"#),
+            ("' a  b c '.rsplit(none, 1) | tojson", r#"[" a  b", "c"]"#),
+            ("' a  b c '.rsplit() | tojson", r#"["a", "b", "c"]"#),
+            ("'a-b-c'.partition('-') | tojson", r#"["a", "-", "b-c"]"#),
+            ("'abc'.partition('-') | tojson", r#"["abc", "", ""]"#),
+            ("'a-b-c'.rpartition('-') | tojson", r#"["a-b", "-", "c"]"#),
+            ("'abc'.rpartition('-') | tojson", r#"["", "", "abc"]"#),
+            (
+                "'abab'.removeprefix('ab') ~ 'abab'.removesuffix('b')",
+                "ababa",
+            ),
+            (
+                "[[] is sequence, 'a' is sequence, {} is sequence, 1 is sequence, none is sequence] | tojson",
+                "[true, true, true, false, false]",
+            ),
+        ];
+        for (expression, expected) in cases {
+            let source = format!("{{{{ {expression} }}}}");
+            assert_eq!(
+                render(Some(&source), &[]).as_deref(),
+                Ok(expected),
+                "{expression}"
+            );
+        }
+        let cycled = "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}";
+        assert_eq!(render(Some(cycled), &[]).as_deref(), Ok("aba"));
     }
 
     #[test]
