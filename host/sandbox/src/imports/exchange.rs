@@ -429,8 +429,8 @@ mod tests {
     use super::*;
     use crate::TenantMemory;
     use crate::memory::NoMemory;
-    use tokio::sync::mpsc;
     use std::time::Duration;
+    use tokio::sync::{mpsc, watch};
 
     fn exchange(memory: &Arc<CallMemory>) -> (Exchange, mpsc::Receiver<Queued>) {
         let (sender, events) = mpsc::channel(16);
@@ -446,7 +446,11 @@ mod tests {
             choices: 2,
             deadline: Duration::from_secs(1),
         };
-        (Exchange::new(request, sender, Arc::clone(memory)), events)
+        let out = Outbox {
+            events: sender,
+            accepted: watch::Sender::new(false),
+        };
+        (Exchange::new(request, out, Arc::clone(memory)), events)
     }
 
     #[tokio::test]
