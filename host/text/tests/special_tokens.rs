@@ -22,8 +22,8 @@ fn sentence_piece() -> TextSource {
 const BOS: u32 = 1;
 
 fn encode(source: TextSource, text: &str, specials: Specials) -> Vec<u32> {
-    let model = TextModel::new(source).unwrap();
-    model.encode(text, specials, true, 100).unwrap()
+    let model = TextModel::new(source).expect("a model");
+    model.encode(text, specials, true, 100).expect("a text that fits")
 }
 
 fn count(ids: &[u32], wanted: u32) -> usize {

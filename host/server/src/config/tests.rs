@@ -68,7 +68,7 @@ fn what_is_wrong_is_named() {
         jail.set_env("REALM_MODELS", "/models");
         assert!(load(&Flags::default()).is_ok(), "not a setting");
         jail.set_env("REALM_THREADS", "many");
-        assert!(load(&Flags::default()).unwrap_err().contains("threads"));
+        assert!(load(&Flags::default()).unwrap_err().contains("THREADS"));
         Ok(())
     });
 }
