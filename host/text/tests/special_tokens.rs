@@ -23,7 +23,9 @@ const BOS: u32 = 1;
 
 fn encode(source: TextSource, text: &str, specials: Specials) -> Vec<u32> {
     let model = TextModel::new(source).expect("a model");
-    model.encode(text, specials, true, 100).expect("a text that fits")
+    model
+        .encode(text, specials, true, 100)
+        .expect("a text that fits")
 }
 
 fn count(ids: &[u32], wanted: u32) -> usize {
