@@ -317,9 +317,9 @@ async fn functions_echo_stream_generate_and_fail() {
     let letters: Vec<u32> = (b'a'..=b'z').map(u32::from).collect();
     let least = format!(r#"{{"prompt": "hello", "min_tokens": 3, "stop_tokens": {letters:?}}}"#);
     let generated = run("generate", &least).await;
+    // Bytes by chance: two of them may be one character.
     let said = text(&generated, 0);
-    assert_eq!(said.chars().count(), 3, "{said:?}");
-    assert!(!said.contains(|char: char| char.is_ascii_lowercase()));
+    assert!(!said.is_empty() && !said.contains(|char: char| char.is_ascii_lowercase()));
     assert_eq!(usage(&generated).completion, 3);
     let many = format!(r#"{{"prompt": "hello", "stop_tokens": {:?}}}"#, [1; 1025]);
     let refused = run("generate", &many).await;
