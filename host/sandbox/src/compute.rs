@@ -1,52 +1,48 @@
-//! Threads for components that compute.
+//! Threads for what computes.
 //!
-//! Nearly all calls wait for the engine and need microseconds a token, so they share the server's threads with the
-//! connections. A tenant whose calls compute would keep these from everybody's tokens: once it has used up its
-//! allowance, its calls go on here, on threads of low priority, until it has computed less than its share for a while.
+//! Nearly all calls and connections wait for the engine and need microseconds a token, so they share the server's threads.
+//! A tenant whose calls compute, or a connection that takes in megabytes, would keep these from everybody's tokens: once
+//! its allowance is used up it goes on here, on threads of low priority, until it has computed less than its share for a
+//! while.
 
+use crate::SandboxError;
 use crate::cpu::thread_ns;
-use crate::{SandboxError, TenantMemory};
+use crate::priority::give_way;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-/// How far behind the engine's threads those that compute stand: at 10 a tenth of a processor goes to one of them while
-/// the engine wants all.
-const NICENESS: i32 = 10;
-/// What a tenant's calls may compute at once on the threads of the connections: some instances, and a prompt each.
-const BURST_NS: i64 = 4_000_000;
-/// And over time: one in so many nanoseconds of each of these threads. A full batch of plain chats takes half of it.
+/// What may be computed over time on the threads that all share: one in so many nanoseconds of each of them. A tenant's
+/// full batch of plain chats takes half of it.
 const SHARE: i64 = 16;
-/// What a tenant has computed here is remembered up to this much, so that it is back in a second at most.
+/// What was computed here is remembered up to this much, so that whoever computes is back in a second at most.
 const DEBT_NS: i64 = 1_000_000_000 / SHARE;
 
-/// The threads.
-pub(crate) struct ComputeThreads {
+/// The threads, half as many as there are processors: the engine wants all of them.
+pub struct ComputeThreads {
     /// Taken at the end.
     runtime: Option<Runtime>,
     count: i64,
 }
 
 impl ComputeThreads {
-    /// Half as many as there are processors: the engine wants all of them.
     pub(crate) fn start() -> Result<ComputeThreads, SandboxError> {
         let granted = std::thread::available_parallelism().map_or(1, usize::from);
         let count = granted.div_ceil(2);
         let runtime = Builder::new_multi_thread()
             .worker_threads(count)
-            .thread_name("component")
-            .on_thread_start(|| {
-                // A system that refuses runs them all the same.
-                let _ = rustix::process::nice(NICENESS);
-            })
+            .thread_name("compute")
+            .on_thread_start(give_way)
             .enable_all()
             .build()
             .map_err(|error| {
-                SandboxError::Runtime(format!("cannot start the threads for components: {error}"))
+                SandboxError::Runtime(format!(
+                    "cannot start the threads for what computes: {error}"
+                ))
             })?;
         Ok(ComputeThreads {
             runtime: Some(runtime),
@@ -54,15 +50,16 @@ impl ComputeThreads {
         })
     }
 
-    /// Runs `work` for a tenant: here while the tenant computes, and on the caller's threads while it does not.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// Runs `work`: here while its allowance is used up, and on the caller's threads while it is not. What it spawns is
+    /// spawned where it runs. Dropping the future gives the work up.
+    pub async fn run<T: Send + 'static>(
         &self,
-        tenant: &Arc<TenantMemory>,
+        allowance: &Arc<Allowance>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> T {
         let mut work = Turns {
             work: Box::pin(work),
-            tenant: Arc::clone(tenant),
+            allowance: Arc::clone(allowance),
             share: SHARE / self.count.min(SHARE),
         };
         loop {
@@ -103,14 +100,14 @@ impl Drop for ComputeThreads {
 /// A future that changes threads between its polls.
 struct Turns<T> {
     work: Pin<Box<dyn Future<Output = T> + Send>>,
-    tenant: Arc<TenantMemory>,
+    allowance: Arc<Allowance>,
     share: i64,
 }
 
 impl<T> Turns<T> {
-    /// Polls as long as the tenant does not turn into one that `computes`, or one that does not; then `None`.
+    /// Polls as long as the work does not turn into such that `computes`, or such that does not; then `None`.
     fn poll_unless(&mut self, computes: bool, context: &mut Context<'_>) -> Poll<Option<T>> {
-        let allowance = self.tenant.allowance();
+        let allowance = &self.allowance;
         if allowance.computes(Instant::now(), self.share) == computes {
             return Poll::Ready(None);
         }
@@ -121,9 +118,13 @@ impl<T> Turns<T> {
     }
 }
 
-/// What a tenant's calls may still compute on the threads of the connections.
+/// What the calls of a tenant, or a connection, may still compute on the threads that all share.
 #[derive(Debug)]
-pub(crate) struct Allowance(Mutex<Left>);
+pub struct Allowance {
+    /// At once, in nanoseconds.
+    burst_ns: i64,
+    left: Mutex<Left>,
+}
 
 #[derive(Debug)]
 struct Left {
@@ -134,23 +135,31 @@ struct Left {
 }
 
 impl Allowance {
-    pub(crate) fn new() -> Allowance {
-        Allowance(Mutex::new(Left {
-            ns: BURST_NS,
+    /// An allowance of so much at once, and of a small share over time.
+    pub const fn new(burst: Duration) -> Allowance {
+        // A burst is some milliseconds.
+        let burst_ns = burst.as_nanos() as i64;
+        let left = Left {
+            ns: burst_ns,
             computes: false,
             at: None,
-        }))
+        };
+        Allowance {
+            burst_ns,
+            left: Mutex::new(left),
+        }
     }
 
-    /// Whether the tenant is one that computes, with what came in since it was last asked: one in `share` nanoseconds.
+    /// Whether it is used up, with what came in since it was last asked: one in `share` nanoseconds.
     fn computes(&self, now: Instant, share: i64) -> bool {
         let mut left = self.left();
         let before = left.at.replace(now).unwrap_or(now);
         let passed = now.saturating_duration_since(before).as_nanos();
         let came = i64::try_from(passed).unwrap_or(i64::MAX) / share;
-        left.ns = left.ns.saturating_add(came).min(BURST_NS);
+        left.ns = left.ns.saturating_add(came).min(self.burst_ns);
         // Half of it before it is back, so that calls do not change threads at every turn.
-        left.computes = left.ns <= if left.computes { BURST_NS / 2 } else { 0 };
+        let back = if left.computes { self.burst_ns / 2 } else { 0 };
+        left.computes = left.ns <= back;
         left.computes
     }
 
@@ -161,18 +170,17 @@ impl Allowance {
     }
 
     fn left(&self) -> MutexGuard<'_, Left> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::sync::oneshot;
 
     const MS: Duration = Duration::from_millis(1);
-    const BURST: Duration = Duration::from_nanos(BURST_NS as u64);
+    const BURST: Duration = Duration::from_millis(4);
 
     /// What the thread's clock says of so long.
     fn ns(time: Duration) -> u64 {
@@ -181,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_tenant_computes_until_it_has_used_less_than_its_share_for_a_while() {
-        let (allowance, start) = (Allowance::new(), Instant::now());
+        let (allowance, start) = (Allowance::new(BURST), Instant::now());
         let after = |time: Duration| allowance.computes(start + time, SHARE);
         assert!(!after(Duration::ZERO));
         allowance.use_up(ns(BURST + MS));
@@ -200,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_tenant_that_needs_little_for_each_token_never_computes() {
-        let (allowance, mut now) = (Allowance::new(), Instant::now());
+        let (allowance, mut now) = (Allowance::new(BURST), Instant::now());
         for _ in 0..10_000 {
             now += 4 * MS;
             assert!(!allowance.computes(now, SHARE));
@@ -209,7 +217,7 @@ mod tests {
     }
 
     fn is_moved() -> bool {
-        std::thread::current().name() == Some("component")
+        std::thread::current().name() == Some("compute")
     }
 
     /// Computes, looking up every millisecond, until that is on one of the threads for it.
@@ -221,15 +229,15 @@ mod tests {
         }
     }
 
-    fn tenant() -> Arc<TenantMemory> {
-        Arc::new(TenantMemory::new(0))
+    fn allowance() -> Arc<Allowance> {
+        Arc::new(Allowance::new(BURST))
     }
 
     #[tokio::test]
     async fn what_computes_goes_on_elsewhere_and_others_stay() {
         let threads = ComputeThreads::start().expect("threads");
-        threads.run(&tenant(), compute_until_moved()).await;
-        assert!(!threads.run(&tenant(), async { is_moved() }).await);
+        threads.run(&allowance(), compute_until_moved()).await;
+        assert!(!threads.run(&allowance(), async { is_moved() }).await);
     }
 
     #[tokio::test]
@@ -246,8 +254,8 @@ mod tests {
             }
         };
         {
-            let tenant = tenant();
-            let mut running = std::pin::pin!(threads.run::<()>(&tenant, endless));
+            let allowance = allowance();
+            let mut running = std::pin::pin!(threads.run::<()>(&allowance, endless));
             tokio::select! {
                 () = &mut running => panic!("it never ends"),
                 moved = has_moved => assert!(moved.is_ok()),
@@ -268,6 +276,6 @@ mod tests {
             compute_until_moved().await;
             assert!(std::hint::black_box(false), "as planned");
         };
-        threads.run(&tenant(), fails).await;
+        threads.run(&allowance(), fails).await;
     }
 }

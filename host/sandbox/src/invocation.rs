@@ -127,7 +127,7 @@ pub(crate) fn start(
     let (accept, accepted) = watch::channel(false);
     let charges = Charges::new(&tenant);
     let account = Arc::clone(&charges.account);
-    let memory = Arc::clone(&tenant.memory);
+    let allowance = Arc::clone(tenant.memory.allowance());
     let call = serve(
         Arc::clone(&inner),
         workflow,
@@ -139,7 +139,7 @@ pub(crate) fn start(
         },
         charges,
     );
-    let task = tokio::spawn(async move { inner.compute.run(&memory, call).await });
+    let task = tokio::spawn(async move { inner.compute.run(&allowance, call).await });
     Invocation {
         events,
         task: Some(task),

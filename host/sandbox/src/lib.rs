@@ -21,6 +21,7 @@ mod invocation;
 mod limits;
 mod log;
 mod memory;
+mod priority;
 mod request;
 mod state;
 mod tenant;
@@ -30,7 +31,6 @@ mod validate;
 mod wasi;
 
 use component::Loader;
-use compute::ComputeThreads;
 use std::sync::Arc;
 use std::time::Duration;
 use ticker::Ticker;
@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 
 pub use compile_worker::compile_worker_main;
 pub use component::{Artifact, Workflow};
+pub use compute::{Allowance, ComputeThreads};
 pub use config::{Compiler, SandboxConfig};
 pub use describe::{Description, FunctionDescription};
 pub use error::{CallError, GuestError, Rejected, SandboxError};
@@ -45,6 +46,7 @@ pub use invocation::{Invocation, ReplyEvent};
 pub use limits::Limits;
 pub use log::LogLevel;
 pub use memory::{Charge, Memory, NoMemory};
+pub use priority::give_way;
 pub use realm_engine as engine;
 pub use request::{CallRequest, Prompt, RequestKind, SharedKind};
 pub use tenant::{MemoryCharge, ModelSet, Tenant, TenantMemory};
@@ -65,7 +67,7 @@ pub struct Sandbox {
 pub(crate) struct Inner {
     loader: Loader,
     ticker: Arc<Ticker>,
-    compute: ComputeThreads,
+    compute: Arc<ComputeThreads>,
     config: SandboxConfig,
     hooks: Arc<dyn Hooks>,
     /// One permit per pool slot: a full pool is an answer at once and not a wait.
@@ -89,7 +91,7 @@ impl Sandbox {
             inner: Arc::new(Inner {
                 loader,
                 ticker,
-                compute: ComputeThreads::start()?,
+                compute: Arc::new(ComputeThreads::start()?),
                 config,
                 hooks,
                 instances,
@@ -129,9 +131,14 @@ impl Sandbox {
         tenant: &Tenant,
     ) -> Result<Description, CallError> {
         let (inner, workflow) = (Arc::clone(&self.inner), workflow.clone());
-        let (memory, tenant) = (Arc::clone(&tenant.memory), tenant.clone());
+        let (allowance, tenant) = (Arc::clone(tenant.memory.allowance()), tenant.clone());
         let asked = async move { describe::describe(&inner, &workflow, &tenant).await };
-        self.inner.compute.run(&memory, asked).await
+        self.inner.compute.run(&allowance, asked).await
+    }
+
+    /// The threads for what computes.
+    pub fn compute_threads(&self) -> &Arc<ComputeThreads> {
+        &self.inner.compute
     }
 
     /// Starts one call on the current tokio runtime.

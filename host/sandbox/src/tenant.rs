@@ -8,7 +8,11 @@ use realm_engine::{Client, Owner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// What a tenant's calls may compute at once before they give way to others: some instances, and a prompt each.
+const COMPUTE_BURST: Duration = Duration::from_millis(4);
 
 /// Whose call it is, and what it may use.
 #[derive(Clone)]
@@ -74,7 +78,7 @@ pub struct TenantMemory {
     bytes: AtomicUsize,
     bytes_max: usize,
     blocking: Arc<Semaphore>,
-    allowance: Allowance,
+    allowance: Arc<Allowance>,
 }
 
 impl TenantMemory {
@@ -84,7 +88,7 @@ impl TenantMemory {
             bytes: AtomicUsize::new(0),
             bytes_max,
             blocking: Arc::new(Semaphore::new(JOBS_MAX)),
-            allowance: Allowance::new(),
+            allowance: Arc::new(Allowance::new(COMPUTE_BURST)),
         }
     }
 
@@ -99,7 +103,7 @@ impl TenantMemory {
     }
 
     /// What its calls may compute on the threads of the connections.
-    pub(crate) fn allowance(&self) -> &Allowance {
+    pub(crate) fn allowance(&self) -> &Arc<Allowance> {
         &self.allowance
     }
 

@@ -17,13 +17,16 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use realm_sandbox::Allowance;
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::context::TokioContext;
 
 use stream::ClientStream;
 pub(crate) use stream::ReadMeter;
@@ -39,6 +42,9 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
 /// Connections beyond the bound that are told so at once; what comes while these are all taken is closed without a word.
 const REFUSALS_MAX: usize = 64;
+/// What a connection may compute at once before it gives way to others: ten times what a request and a page of text take,
+/// and a megabyte's way through it.
+const BURST: Duration = Duration::from_millis(1);
 /// How long one of those may take to ask and to hear it.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -223,13 +229,8 @@ pub async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
             Ok((stream, peer)) => {
                 if let Some(connection) = connections.admit(peer.ip()) {
                     let open = (!app.is_stopping()).then(|| Open::new(&app));
-                    tokio::spawn(serve(
-                        Arc::clone(&app),
-                        stream,
-                        router.clone(),
-                        connection,
-                        open,
-                    ));
+                    let served = serve(Arc::clone(&app), stream, router.clone(), connection, open);
+                    tokio::spawn(giving_way(Arc::clone(&app), served));
                 } else if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
                     tokio::spawn(refuse(app.config.connections_max, stream, permit));
                 }
@@ -241,6 +242,14 @@ pub async fn accept(app: Arc<App>, listener: TcpListener, router: Router) {
             }
         }
     }
+}
+
+/// Serves a connection, on the threads for what computes while it takes in or gives out more than its share. What it
+/// begins (calls, WebSockets) begins on the threads of all in any case.
+async fn giving_way(app: Arc<App>, served: impl Future<Output = ()> + Send + 'static) {
+    let served = TokioContext::new(served, Handle::current());
+    let allowance = Arc::new(Allowance::new(BURST));
+    app.sandbox.compute_threads().run(&allowance, served).await;
 }
 
 async fn serve(
