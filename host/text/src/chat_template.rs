@@ -2,16 +2,22 @@
 //!
 //! The source is as hostile as the file: steps, memory and output of a rendering are bounded.
 
+mod arguments;
 mod form;
+mod python_filters;
+mod python_format;
 mod python_json;
+mod python_repr;
 mod python_text;
+mod source;
 mod strftime;
+mod wordwrap;
 
 use crate::TextError;
 use form::{Form, Formed};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Serde, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, Output, State, context, escape_formatter};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -296,22 +302,28 @@ fn now() -> u64 {
     now.map(|since| since.as_secs()).unwrap_or(0)
 }
 
-/// The template as `chat`, with the functions and the whitespace rules that Hugging Face gives templates.
+/// The template as `chat`, with the functions, the whitespace rules and the texts of values that Python's Jinja has, and
+/// those that Hugging Face adds.
 fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>, TextError> {
     let invalid = |error: minijinja::Error| TextError::TemplateSyntax(describe(&error));
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
-        .build();
-    environment.set_syntax(syntax.map_err(invalid)?);
+        .build()
+        .map_err(invalid)?;
+    environment.set_syntax(syntax.clone());
     environment.set_fuel(Some(FUEL));
+    environment.set_formatter(print);
     environment.set_unknown_method_callback(python_text::unknown_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         strftime::strftime(clock(), format)
     });
+    environment.add_function(source::CONCAT, concat);
+    environment.add_filter(source::REMAINDER, remainder);
     environment.add_filter("tojson", python_json::tojson);
+    python_filters::add(&mut environment);
     // These indent what is nested deeply without paying for it; no chat needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
@@ -319,44 +331,89 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
         minijinja_contrib::globals::cycler(items.0)
     });
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
-    // Python's sequences are whatever has a length and items: texts and maps too.
-    environment.add_test("sequence", |value: &Value| {
-        matches!(
-            value.kind(),
-            ValueKind::Seq | ValueKind::Map | ValueKind::String
-        )
+    add_tests(&mut environment);
+    environment
+        .add_template_owned("chat", source::rewritten(source, syntax))
+        .map_err(invalid)?;
+    Ok(environment)
+}
+
+fn add_tests(environment: &mut Environment<'_>) {
+    // Python's sequences are whatever has a length and items: texts and maps too, and here the parts of lists.
+    environment.add_test("sequence", |value: &Value| match value.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::String => true,
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
     });
     // minijinja iterates over none, Python does not; templates ask this of `tools`.
     environment.add_test("iterable", |value: &Value| {
         !value.is_none() && value.try_iter().is_ok()
     });
-    environment
-        .add_template_owned("chat", without_generation_tags(source))
-        .map_err(invalid)?;
-    Ok(environment)
+    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
-/// The source with its `{% generation %}` tags made comments: they mark what training looks at and print what is between.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |at| at + 2);
-        let inner = tag[2..end].trim_end_matches("%}");
-        let name = inner.trim_matches(|c: char| c.is_whitespace() || c == '-');
-        if matches!(name, "generation" | "endgeneration") {
-            let dash = |yes: bool| if yes { "-" } else { "" };
-            let (left, right) = (dash(inner.starts_with('-')), dash(inner.ends_with('-')));
-            out.push_str(&format!("{{#{left} {right}#}}"));
-        } else {
-            out.push_str(&tag[..end]);
-        }
-        rest = &tag[end..];
+/// What `{{ value }}` prints.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
+    match value.as_str() {
+        Some(_) => escape_formatter(out, state, value),
+        None => escape_formatter(out, state, &Value::from(python_repr::text(value)?)),
     }
-    out.push_str(rest);
-    out
+}
+
+/// `a ~ b ~ c`.
+fn concat(state: &State, parts: Rest<Value>) -> Result<Value, minijinja::Error> {
+    let parts = parts.iter().map(python_repr::text);
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+    // Before the room is taken.
+    state.consume_fuel(bytes as u64 / 64)?;
+    Ok(parts.concat().into())
+}
+
+/// What a division leaves, with the sign of the divisor.
+fn modulo(left: &Value, right: &Value) -> Result<Value, minijinja::Error> {
+    let is_number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
+    if !is_number(left) || !is_number(right) {
+        let (left, right) = (left.kind(), right.kind());
+        return Err(arguments::invalid(format!(
+            "tried to use % operator on unsupported types {left} and {right}"
+        )));
+    }
+    let by_zero = || arguments::invalid("modulo by zero");
+    if let (Ok(left), Ok(right)) = (
+        python_format::whole(left, false),
+        python_format::whole(right, false),
+    ) {
+        if right == 0 {
+            return Err(by_zero());
+        }
+        let left = left.wrapping_rem_euclid(right);
+        let rest = if left != 0 && right < 0 {
+            left + right
+        } else {
+            left
+        };
+        return Ok(i64::try_from(rest).map_or_else(|_| rest.into(), Value::from));
+    }
+    let (left, right) = (
+        python_format::as_float(left)?,
+        python_format::as_float(right)?,
+    );
+    let rest = left % right;
+    match right == 0.0 {
+        true => Err(by_zero()),
+        false if rest == 0.0 => Ok(0.0_f64.copysign(right).into()),
+        false if (rest < 0.0) != (right < 0.0) => Ok((rest + right).into()),
+        false => Ok(rest.into()),
+    }
+}
+
+/// `left % right`: of numbers what a division leaves, of a text the text with the values filled in.
+fn remainder(state: &State, left: Value, right: Value) -> Result<Value, minijinja::Error> {
+    match left.as_str() {
+        Some(format) => Ok(python_format::percent(state, format, &right)?.into()),
+        None => modulo(&left, &right),
+    }
 }
 
 #[cfg(test)]
@@ -381,6 +438,39 @@ mod tests {
             true,
             Room::ALL,
         )
+    }
+
+    /// Expressions and statements one by one, and what Python's Jinja makes of them.
+    #[test]
+    fn every_expression_is_what_jinja2_makes_of_it() {
+        let table: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/python_jinja.json")).unwrap();
+        let cases = table["cases"].as_array().unwrap();
+        assert!(cases.len() > 1000, "the table has lost cases");
+        let mut wrong = Vec::new();
+        for case in cases {
+            let source = case["source"].as_str().unwrap();
+            let render = || {
+                let environment = environment(source, || 1_721_984_703)?;
+                let failed = |error: minijinja::Error| TextError::Template(describe(&error));
+                let template = environment.get_template("chat").map_err(failed)?;
+                let context = Value::from(Serde(&table["context"]));
+                template.render(context).map_err(failed)
+            };
+            let rendered = on_large_stack(render, TextError::Template);
+            let right = match (&rendered, case["expected"].as_str()) {
+                (Ok(rendered), Some(expected)) => rendered == expected,
+                (Err(_), None) => true,
+                _ => false,
+            };
+            if !right {
+                let (expected, refused) = (&case["expected"], &case["refused"]);
+                wrong.push(format!(
+                    "{source:?}\n   is {rendered:?}\n   not {expected} {refused}"
+                ));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]

@@ -1,163 +1,193 @@
 //! The `tojson` filter of chat templates: JSON as Python's `json.dumps` writes it, which is what models have seen.
 //! (minijinja's own filter has no spaces and escapes for HTML.)
 
-use super::{Bounded, Room};
-use minijinja::value::{Kwargs, Value};
+use super::arguments::{Arguments, invalid};
+use super::python_repr::{float, text, within_bounds};
+use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind};
-use serde::Serialize;
-use serde_json::ser::{CharEscape, Formatter, Serializer};
-use std::fmt::Display;
-use std::io::{Result, Write};
+use std::borrow::Cow;
+use std::fmt::Write;
 
 /// Spaces of an indent; a template's number is not a reason to allocate.
 const INDENT_MAX: usize = 16;
 
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
-pub(super) fn tojson(value: Value, options: Kwargs) -> std::result::Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<(String, String)> = match options.get("separators")? {
-        Some::<Value>(pair) if !pair.is_none() => Some((
-            pair.get_item_by_index(0)?.to_string(),
-            pair.get_item_by_index(1)?.to_string(),
-        )),
-        _ => None,
+pub(super) fn tojson(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = Arguments::bind(
+        &args.into_values(),
+        ["ensure_ascii", "indent", "separators", "sort_keys"],
+    )?;
+    let indent = match args.some(1) {
+        Some(unit) if unit.as_str().is_some() => {
+            Some(args.text(1)?.chars().take(INDENT_MAX).collect())
+        }
+        Some(_) => {
+            let spaces = usize::try_from(args.number(1)?.unwrap_or(0)).unwrap_or(0);
+            Some(" ".repeat(spaces.min(INDENT_MAX)))
+        }
+        None => None,
     };
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let escape = options
-        .get::<Option<bool>>("ensure_ascii")?
-        .unwrap_or(false);
-    options.assert_all_used()?;
-
-    let comma = if indent.is_some() { "," } else { ", " };
-    let (comma, colon) = separators.unwrap_or_else(|| (comma.to_owned(), ": ".to_owned()));
-    let style = Style {
+    let (comma, colon) = match args.some(2) {
+        Some(pair) => (
+            text(&pair.get_item_by_index(0)?)?.into_owned(),
+            text(&pair.get_item_by_index(1)?)?.into_owned(),
+        ),
+        None => (
+            if indent.is_some() { "," } else { ", " }.to_owned(),
+            ": ".to_owned(),
+        ),
+    };
+    let mut writer = Writer {
+        out: String::new(),
         comma,
         colon,
-        indent: indent.map(|spaces| " ".repeat(spaces.min(INDENT_MAX))),
-        escape,
-        depth: 0,
-        filled: false,
+        indent,
+        escape: args.truth(0, false),
+        sort_keys: args.truth(3, false),
     };
-    let mut out = Bounded::new(Room::ALL);
-    let mut serializer = Serializer::with_formatter(&mut out, style);
-    if sort_keys {
-        let mut sorted = serde_json::to_value(&value).map_err(bad)?;
-        sorted.sort_all_objects();
-        sorted.serialize(&mut serializer).map_err(bad)?;
-    } else {
-        value.serialize(&mut serializer).map_err(bad)?;
-    }
-    String::from_utf8(out.bytes).map(Value::from).map_err(bad)
+    writer.value(&value, 0)?;
+    Ok(writer.out.into())
 }
 
-fn bad(error: impl Display) -> Error {
-    Error::new(ErrorKind::BadSerialization, error.to_string())
-}
-
-/// Python's spacing.
-struct Style {
+/// JSON being written in Python's spacing.
+struct Writer {
+    out: String,
     comma: String,
     colon: String,
     indent: Option<String>,
     /// Everything but printable ASCII as `\uXXXX`.
     escape: bool,
-    depth: usize,
-    /// Whether the innermost list or object has had an element.
-    filled: bool,
+    sort_keys: bool,
 }
 
-impl Style {
-    fn line(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
+impl Writer {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        within_bounds(self.out.len(), depth)?;
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self
+                .out
+                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number if value.is_integer() => self.out.push_str(&value.to_string()),
+            ValueKind::Number => {
+                let number = json_float(f64::try_from(value.clone())?);
+                self.out.push_str(&number);
+            }
+            ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
+            ValueKind::Map => self.map(value, depth)?,
+            kind => {
+                let message = format!("a value of type {kind} is not JSON serializable");
+                return Err(Error::new(ErrorKind::BadSerialization, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.out.push('[');
+        let mut is_empty = true;
+        for item in value.try_iter()?.checked() {
+            self.next(is_empty, depth + 1);
+            is_empty = false;
+            self.value(&item?, depth + 1)?;
+        }
+        self.end(is_empty, depth, ']');
+        Ok(())
+    }
+
+    fn map(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.out.push('{');
+        let pairs = value.as_object().and_then(|object| object.try_iter_pairs());
+        let pairs = pairs.into_iter().flatten();
+        let mut pairs = pairs
+            .map(|(name, item)| Ok((key(&name)?, item)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        if self.sort_keys {
+            pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        for (at, (name, item)) in pairs.iter().enumerate() {
+            self.next(at == 0, depth + 1);
+            self.text(name);
+            self.out.push_str(&self.colon);
+            self.value(item, depth + 1)?;
+        }
+        self.end(pairs.is_empty(), depth, '}');
+        Ok(())
+    }
+
+    /// What stands before an item.
+    fn next(&mut self, is_first: bool, depth: usize) {
+        if !is_first {
+            self.out.push_str(&self.comma);
+        }
+        self.line(depth);
+    }
+
+    fn end(&mut self, is_empty: bool, depth: usize, bracket: char) {
+        if !is_empty {
+            self.line(depth);
+        }
+        self.out.push(bracket);
+    }
+
+    fn line(&mut self, depth: usize) {
         if let Some(indent) = &self.indent {
-            out.write_all(b"\n")?;
-            for _ in 0..self.depth {
-                out.write_all(indent.as_bytes())?;
+            self.out.push('\n');
+            for _ in 0..depth {
+                self.out.push_str(indent);
             }
         }
-        Ok(())
     }
 
-    fn open(&mut self, out: &mut (impl Write + ?Sized), bracket: &[u8]) -> Result<()> {
-        self.depth += 1;
-        self.filled = false;
-        out.write_all(bracket)
-    }
-
-    fn close(&mut self, out: &mut (impl Write + ?Sized), bracket: &[u8]) -> Result<()> {
-        self.depth -= 1;
-        if self.filled {
-            self.line(out)?;
+    fn text(&mut self, text: &str) {
+        self.out.push('"');
+        for letter in text.chars() {
+            match letter {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                '\0'..' ' => self.escaped(letter),
+                letter if self.escape && !(' '..='~').contains(&letter) => self.escaped(letter),
+                letter => self.out.push(letter),
+            }
         }
-        self.filled = true;
-        out.write_all(bracket)
+        self.out.push('"');
     }
 
-    fn element(&mut self, out: &mut (impl Write + ?Sized), first: bool) -> Result<()> {
-        if !first {
-            out.write_all(self.comma.as_bytes())?;
+    fn escaped(&mut self, letter: char) {
+        for unit in letter.encode_utf16(&mut [0; 2]) {
+            // Writing to a text does not fail.
+            let _ = write!(self.out, "\\u{unit:04x}");
         }
-        self.filled = true;
-        self.line(out)
     }
 }
 
-impl Formatter for Style {
-    fn begin_array<W: Write + ?Sized>(&mut self, out: &mut W) -> Result<()> {
-        self.open(out, b"[")
+fn json_float(number: f64) -> Cow<'static, str> {
+    match number {
+        f64::INFINITY => "Infinity".into(),
+        f64::NEG_INFINITY => "-Infinity".into(),
+        number if number.is_nan() => "NaN".into(),
+        number => float(number).into(),
     }
+}
 
-    fn end_array<W: Write + ?Sized>(&mut self, out: &mut W) -> Result<()> {
-        self.close(out, b"]")
-    }
-
-    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> Result<()> {
-        self.element(out, first)
-    }
-
-    fn begin_object<W: Write + ?Sized>(&mut self, out: &mut W) -> Result<()> {
-        self.open(out, b"{")
-    }
-
-    fn end_object<W: Write + ?Sized>(&mut self, out: &mut W) -> Result<()> {
-        self.close(out, b"}")
-    }
-
-    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> Result<()> {
-        self.element(out, first)
-    }
-
-    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> Result<()> {
-        out.write_all(self.colon.as_bytes())
-    }
-
-    fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, text: &str) -> Result<()> {
-        if !self.escape {
-            return out.write_all(text.as_bytes());
+/// The name of a member: what JSON writes for a number or a truth value is one too.
+fn key(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Number if !value.is_integer() => {
+            Ok(json_float(f64::try_from(value.clone())?).into_owned())
         }
-        for unit in text.encode_utf16() {
-            match u8::try_from(unit) {
-                Ok(byte @ b' '..=b'~') => out.write_all(&[byte])?,
-                _ => write!(out, "\\u{unit:04x}")?,
-            }
-        }
-        Ok(())
-    }
-
-    fn write_char_escape<W: Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        escape: CharEscape,
-    ) -> Result<()> {
-        match escape {
-            CharEscape::Quote => out.write_all(b"\\\""),
-            CharEscape::ReverseSolidus => out.write_all(b"\\\\"),
-            CharEscape::Solidus => out.write_all(b"\\/"),
-            CharEscape::Backspace => out.write_all(b"\\b"),
-            CharEscape::FormFeed => out.write_all(b"\\f"),
-            CharEscape::LineFeed => out.write_all(b"\\n"),
-            CharEscape::CarriageReturn => out.write_all(b"\\r"),
-            CharEscape::Tab => out.write_all(b"\\t"),
-            CharEscape::AsciiControl(byte) => write!(out, "\\u{byte:04x}"),
-        }
+        ValueKind::Number => Ok(value.to_string()),
+        ValueKind::Bool => Ok(if value.is_true() { "true" } else { "false" }.to_owned()),
+        ValueKind::None => Ok("null".to_owned()),
+        kind => Err(invalid(format!(
+            "the name of a member must be a text or a number, not {kind}"
+        ))),
     }
 }

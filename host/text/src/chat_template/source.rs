@@ -1,0 +1,287 @@
+//! What is rewritten in a template's source before it is parsed, where Python's Jinja reads it otherwise than minijinja:
+//! ends of lines, `{% generation %}`, and the operators `%` and `~`, which act on texts as Python prints them.
+
+use minijinja::machinery::{Span, Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// Filter that stands for `%`.
+pub(super) const REMAINDER: &str = "__remainder__";
+/// Function that stands for a chain of `~`.
+pub(super) const CONCAT: &str = "__concat__";
+
+/// The source as minijinja has to get it. What cannot be cut into tokens stays as it is: the parser says what is wrong.
+pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let tokens: Result<Vec<_>, _> = tokenize(&source, false, syntax).collect();
+    let Ok(tokens) = tokens else { return source };
+    let mut rewriter = Rewriter {
+        source: &source,
+        edits: Vec::new(),
+        frames: Vec::new(),
+    };
+    for at in 0..tokens.len() {
+        rewriter.token(&tokens, at);
+    }
+    let edits = rewriter.edits;
+    applied(&source, edits)
+}
+
+/// One change: `with` stands for what lies between the offsets.
+struct Edit {
+    start: usize,
+    end: usize,
+    /// Of those at one place: what ends an operand comes first, what begins one last, and the outermost first of these.
+    order: isize,
+    with: String,
+}
+
+fn applied(source: &str, mut edits: Vec<Edit>) -> String {
+    edits.sort_by_key(|edit| (edit.start, edit.order));
+    let mut out = String::with_capacity(source.len() + 16 * edits.len());
+    let mut done = 0;
+    for edit in edits {
+        out.push_str(source.get(done..edit.start).unwrap_or_default());
+        out.push_str(&edit.with);
+        done = done.max(edit.end);
+    }
+    out.push_str(source.get(done..).unwrap_or_default());
+    out
+}
+
+/// An expression between brackets, as far as it has been read.
+#[derive(Default)]
+struct Frame {
+    /// Where the operand of `+` begins that is being read.
+    sum_operand: Option<usize>,
+    /// The same of `~`.
+    concat_operand: Option<usize>,
+    /// Whether a chain of `~` is open.
+    concat_open: bool,
+    /// Whether the right side of a `%` is open.
+    remainder_open: bool,
+}
+
+struct Rewriter<'s> {
+    source: &'s str,
+    edits: Vec<Edit>,
+    frames: Vec<Frame>,
+}
+
+/// What a token is to the operators around it.
+enum Role {
+    Opens,
+    Closes,
+    /// Ends what `%` and `~` bind.
+    Boundary,
+    Tilde,
+    Remainder,
+    /// `*`, `/` and `//`, which bind as `%` does.
+    Product,
+    Operand,
+}
+
+impl Rewriter<'_> {
+    fn token(&mut self, tokens: &[(Token<'_>, Span)], at: usize) {
+        let (token, span) = &tokens[at];
+        let (start, end) = (span.start_offset as usize, span.end_offset as usize);
+        let before = at.checked_sub(1).map(|at| &tokens[at]);
+        let before_end = before.map_or(0, |(_, span)| span.end_offset as usize);
+        match token {
+            Token::TemplateData(_) => return,
+            Token::Ident(name @ ("generation" | "endgeneration"))
+                if matches!(before, Some((Token::BlockStart, _)))
+                    && matches!(tokens.get(at + 1), Some((Token::BlockEnd, _))) =>
+            {
+                self.replace(start, end, &name.replace("generation", "with"));
+            }
+            Token::Str(_) | Token::String(_) => self.string(start, end),
+            _ => {}
+        }
+        match role(tokens, at) {
+            Role::Opens => {
+                self.begin(start);
+                self.frames.push(Frame::default());
+            }
+            Role::Closes => {
+                self.boundary(before_end);
+                self.frames.pop();
+            }
+            Role::Boundary => self.boundary(before_end),
+            Role::Tilde => self.tilde(before_end, start, end),
+            Role::Remainder => self.remainder(before_end, start, end),
+            Role::Product => self.close_remainder(before_end),
+            Role::Operand => self.begin(start),
+        }
+    }
+
+    /// An operand begins here, if none has begun.
+    fn begin(&mut self, start: usize) {
+        if let Some(frame) = self.frames.last_mut() {
+            frame.sum_operand.get_or_insert(start);
+            frame.concat_operand.get_or_insert(start);
+        }
+    }
+
+    fn tilde(&mut self, before_end: usize, start: usize, end: usize) {
+        self.close_remainder(before_end);
+        let Some(frame) = self.frames.last_mut() else {
+            return;
+        };
+        frame.concat_operand = None;
+        let opens = frame.sum_operand.filter(|_| !frame.concat_open);
+        frame.concat_open |= opens.is_some();
+        if let Some(at) = opens {
+            self.open(at, format!("{CONCAT}("));
+        }
+        self.replace(start, end, ",");
+    }
+
+    fn remainder(&mut self, before_end: usize, start: usize, end: usize) {
+        self.close_remainder(before_end);
+        let frame = self.frames.last_mut();
+        let Some((frame, at)) = frame.and_then(|frame| frame.concat_operand.map(|at| (frame, at)))
+        else {
+            return;
+        };
+        frame.remainder_open = true;
+        self.open(at, "(".to_owned());
+        self.replace(start, end, &format!(")|{REMAINDER}("));
+    }
+
+    fn close_remainder(&mut self, end: usize) {
+        let open = self
+            .frames
+            .last_mut()
+            .map(|frame| &mut frame.remainder_open);
+        if open.is_some_and(std::mem::take) {
+            self.close(end);
+        }
+    }
+
+    fn boundary(&mut self, end: usize) {
+        self.close_remainder(end);
+        let frame = self.frames.last_mut().map(std::mem::take);
+        if frame.is_some_and(|frame| frame.concat_open) {
+            self.close(end);
+        }
+    }
+
+    fn open(&mut self, at: usize, with: String) {
+        // The later one is the outer one.
+        let order = isize::MAX - self.edits.len() as isize;
+        self.edits.push(Edit {
+            start: at,
+            end: at,
+            order,
+            with,
+        });
+    }
+
+    fn close(&mut self, at: usize) {
+        self.edits.push(Edit {
+            start: at,
+            end: at,
+            order: -1,
+            with: ")".to_owned(),
+        });
+    }
+
+    fn replace(&mut self, start: usize, end: usize, with: &str) {
+        self.edits.push(Edit {
+            start,
+            end,
+            order: 0,
+            with: with.to_owned(),
+        });
+    }
+
+    /// The escapes of Python's that minijinja does not know, as what they stand for.
+    fn string(&mut self, start: usize, end: usize) {
+        let literal = self.source.get(start..end).unwrap_or_default();
+        let mut rest = literal.char_indices();
+        while let Some((at, letter)) = rest.next() {
+            if letter != '\\' {
+                continue;
+            }
+            let Some((_, escape)) = rest.next() else {
+                return;
+            };
+            let (from, digits) = (start + at, literal.get(at + 2..at + 10));
+            match (escape, digits.map(|hex| u32::from_str_radix(hex, 16))) {
+                ('\n', _) => self.replace(from, from + 2, ""),
+                ('a', _) => self.replace(from, from + 2, "\u{7}"),
+                ('v', _) => self.replace(from, from + 2, "\u{b}"),
+                ('U', Some(Ok(code))) => {
+                    if let Some(letter) = char::from_u32(code) {
+                        self.replace(from, from + 10, &letter.to_string());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn role(tokens: &[(Token<'_>, Span)], at: usize) -> Role {
+    let before = at.checked_sub(1).map(|at| &tokens[at].0);
+    match &tokens[at].0 {
+        Token::ParenOpen
+        | Token::BracketOpen
+        | Token::BraceOpen
+        | Token::VariableStart
+        | Token::BlockStart => Role::Opens,
+        Token::ParenClose
+        | Token::BracketClose
+        | Token::BraceClose
+        | Token::VariableEnd
+        | Token::BlockEnd => Role::Closes,
+        Token::Tilde => Role::Tilde,
+        Token::Mod => Role::Remainder,
+        Token::Mul | Token::Div | Token::FloorDiv => Role::Product,
+        Token::Minus if before.is_some_and(ends_operand) => Role::Boundary,
+        Token::Plus
+        | Token::Comma
+        | Token::Colon
+        | Token::Assign
+        | Token::Eq
+        | Token::Ne
+        | Token::Gt
+        | Token::Gte
+        | Token::Lt
+        | Token::Lte => Role::Boundary,
+        // A statement's own word.
+        Token::Ident(_) if matches!(before, Some(Token::BlockStart)) => Role::Boundary,
+        Token::Ident("and" | "or" | "if" | "else" | "not" | "in" | "recursive")
+            if !is_name(tokens, at) =>
+        {
+            Role::Boundary
+        }
+        _ => Role::Operand,
+    }
+}
+
+/// Whether a word is the name of an attribute, a filter or a test, or the `not` of one.
+fn is_name(tokens: &[(Token<'_>, Span)], at: usize) -> bool {
+    let before = |back: usize| at.checked_sub(back).map(|at| &tokens[at].0);
+    match before(1) {
+        Some(Token::Dot | Token::Pipe | Token::Ident("is")) => true,
+        Some(Token::Ident("not")) => matches!(before(2), Some(Token::Ident("is"))),
+        _ => false,
+    }
+}
+
+/// Whether a `-` after it is an operator between two operands.
+fn ends_operand(token: &Token<'_>) -> bool {
+    match token {
+        Token::Ident(name) => !matches!(*name, "and" | "or" | "if" | "else" | "not" | "in"),
+        Token::Str(_)
+        | Token::String(_)
+        | Token::Int(_)
+        | Token::Int128(_)
+        | Token::Float(_)
+        | Token::ParenClose
+        | Token::BracketClose
+        | Token::BraceClose => true,
+        _ => false,
+    }
+}
