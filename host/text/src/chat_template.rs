@@ -321,6 +321,7 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
         strftime::strftime(clock(), format)
     });
     environment.add_function(source::CONCAT, concat);
+    environment.add_function(source::ITEMS, items);
     environment.add_filter(source::REMAINDER, remainder);
     environment.add_filter("tojson", python_json::tojson);
     python_filters::add(&mut environment);
@@ -357,6 +358,15 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
     match value.as_str() {
         Some(_) => escape_formatter(out, state, value),
         None => escape_formatter(out, state, &Value::from(python_repr::text(value)?)),
+    }
+}
+
+/// What a loop goes through: as a list where minijinja does not know how long it is.
+fn items(state: &State, value: Value) -> Result<Value, minijinja::Error> {
+    let is_unsized = value.kind() == ValueKind::Iterable && value.len().is_none();
+    match value.kind() == ValueKind::String || is_unsized {
+        true => minijinja::filters::list(state, value),
+        false => Ok(value),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is rewritten in a template's source before it is parsed, where Python's Jinja reads it otherwise than minijinja:
-//! ends of lines, `{% generation %}`, and the operators `%` and `~`, which act on texts as Python prints them.
+//! ends of lines, `{% generation %}`, the operators `%` and `~`, which act on texts as Python prints them, and loops over
+//! what has a length in Python only.
 
 use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -8,6 +9,8 @@ use minijinja::syntax::SyntaxConfig;
 pub(super) const REMAINDER: &str = "__remainder__";
 /// Function that stands for a chain of `~`.
 pub(super) const CONCAT: &str = "__concat__";
+/// Function around what a loop goes through.
+pub(super) const ITEMS: &str = "__items__";
 
 /// The source as minijinja has to get it. What cannot be cut into tokens stays as it is: the parser says what is wrong.
 pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> String {
@@ -18,6 +21,7 @@ pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> String {
         source: &source,
         edits: Vec::new(),
         frames: Vec::new(),
+        looped: Looped::Nothing,
     };
     for at in 0..tokens.len() {
         rewriter.token(&tokens, at);
@@ -65,6 +69,18 @@ struct Rewriter<'s> {
     source: &'s str,
     edits: Vec<Edit>,
     frames: Vec<Frame>,
+    looped: Looped,
+}
+
+/// How far the statement of a loop has been read.
+#[derive(PartialEq)]
+enum Looped {
+    /// There is none, or what it goes through has been read.
+    Nothing,
+    /// Its variables.
+    Variables,
+    /// What it goes through.
+    Items,
 }
 
 /// What a token is to the operators around it.
@@ -97,6 +113,9 @@ impl Rewriter<'_> {
             Token::Str(_) | Token::String(_) => self.string(start, end),
             _ => {}
         }
+        if self.frames.len() == 1 {
+            self.loop_statement(tokens, at);
+        }
         match role(tokens, at) {
             Role::Opens => {
                 self.begin(start);
@@ -111,6 +130,31 @@ impl Rewriter<'_> {
             Role::Remainder => self.remainder(before_end, start, end),
             Role::Product => self.close_remainder(before_end),
             Role::Operand => self.begin(start),
+        }
+    }
+
+    /// Puts a call around what a loop goes through: all from `in` to `if`, `recursive` or the end.
+    fn loop_statement(&mut self, tokens: &[(Token<'_>, Span)], at: usize) {
+        let before = at.checked_sub(1).map(|at| &tokens[at]);
+        let before_end = before.map_or(0, |(_, span)| span.end_offset as usize);
+        match (&tokens[at].0, &self.looped) {
+            (Token::Ident("for"), _) if matches!(before, Some((Token::BlockStart, _))) => {
+                self.looped = Looped::Variables;
+            }
+            (Token::Ident("in"), Looped::Variables) => {
+                self.looped = Looped::Items;
+                let end = tokens[at].1.end_offset as usize;
+                self.insert(end, 1, format!(" {ITEMS}("));
+            }
+            (Token::BlockEnd, Looped::Items) => {
+                self.looped = Looped::Nothing;
+                self.close(before_end);
+            }
+            (Token::Ident("if" | "recursive"), Looped::Items) if !is_name(tokens, at) => {
+                self.looped = Looped::Nothing;
+                self.close(before_end);
+            }
+            _ => {}
         }
     }
 
@@ -169,20 +213,19 @@ impl Rewriter<'_> {
     fn open(&mut self, at: usize, with: String) {
         // The later one is the outer one.
         let order = isize::MAX - self.edits.len() as isize;
+        self.insert(at, order, with);
+    }
+
+    fn close(&mut self, at: usize) {
+        self.insert(at, -1, ")".to_owned());
+    }
+
+    fn insert(&mut self, at: usize, order: isize, with: String) {
         self.edits.push(Edit {
             start: at,
             end: at,
             order,
             with,
-        });
-    }
-
-    fn close(&mut self, at: usize) {
-        self.edits.push(Edit {
-            start: at,
-            end: at,
-            order: -1,
-            with: ")".to_owned(),
         });
     }
 
