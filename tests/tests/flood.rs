@@ -137,8 +137,8 @@ fn json_that_becomes_trees_of_values_is_charged_as_what_it_becomes() -> Result<(
     ensure!(fits.status == 200, "as one text: {}", fits.text);
     let refused = ask(&lists)?;
     ensure!(
-        refused.error_code() == "quota_exceeded",
-        "as many lists: {}",
+        (refused.status, refused.error_code().as_str()) == (400, "request_too_large"),
+        "as many lists, for which waiting does not help: {}",
         refused.text
     );
     server.until_idle()

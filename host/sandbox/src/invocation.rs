@@ -346,7 +346,7 @@ fn classify(error: &wasmtime::Error, state: &State) -> CallError {
             handles_max: limits.handles_max,
         };
     }
-    if let Some(&NoMemory { bytes_max }) = error.downcast_ref::<NoMemory>() {
+    if let Some(&NoMemory { bytes_max, .. }) = error.downcast_ref::<NoMemory>() {
         return CallError::MemoryLimit { bytes_max };
     }
     let trap = error.downcast_ref::<Trap>();

@@ -93,7 +93,7 @@ impl ResourceLimiter for Limiter {
             return Ok(false);
         }
         let more = desired.saturating_sub(current);
-        if let Err(NoMemory { bytes_max }) = self.memory.take(more) {
+        if let Err(NoMemory { bytes_max, .. }) = self.memory.take(more) {
             self.denied = Some(Denied::Memory { bytes_max });
             return Ok(false);
         }

@@ -24,6 +24,15 @@ pub(crate) struct CallMemory {
 pub struct NoMemory {
     /// The limit that was met, the call's or the tenant's.
     pub bytes_max: usize,
+    /// What was wanted, with what the same charge held before.
+    pub bytes: usize,
+}
+
+impl NoMemory {
+    /// Whether waiting cannot help: it is more than there ever is.
+    pub fn is_for_good(&self) -> bool {
+        self.bytes > self.bytes_max
+    }
 }
 
 /// Memory that can be charged.
@@ -77,7 +86,7 @@ pub(crate) fn take(used: &AtomicUsize, bytes_max: usize, bytes: usize) -> Result
     let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= bytes_max);
     used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
         .map(drop)
-        .map_err(|_| NoMemory { bytes_max })
+        .map_err(|_| NoMemory { bytes_max, bytes })
 }
 
 /// Counts `bytes` less.
@@ -126,7 +135,7 @@ impl<M: Memory> Charge<M> {
     /// When there are not as many left; then nothing changes. Giving back never fails.
     pub fn resize(&mut self, bytes: usize) -> Result<(), NoMemory> {
         match bytes.checked_sub(self.bytes) {
-            Some(more) => self.memory.take(more)?,
+            Some(more) => (self.memory.take(more)).map_err(|error| NoMemory { bytes, ..error })?,
             None => self.memory.give_back(self.bytes - bytes),
         }
         self.bytes = bytes;
@@ -165,9 +174,21 @@ mod tests {
         let one = CallMemory::new(80, Arc::clone(&tenant));
         let two = CallMemory::new(80, Arc::clone(&tenant));
         let mut held = one.hold(50).unwrap();
-        assert_eq!(held.resize(81), Err(NoMemory { bytes_max: 80 }));
+        assert_eq!(
+            held.resize(81),
+            Err(NoMemory {
+                bytes_max: 80,
+                bytes: 81
+            })
+        );
         held.resize(80).unwrap();
-        assert_eq!(two.hold(21).unwrap_err(), NoMemory { bytes_max: 100 });
+        assert_eq!(
+            two.hold(21).unwrap_err(),
+            NoMemory {
+                bytes_max: 100,
+                bytes: 21
+            }
+        );
         let other = two.hold(20).unwrap();
         held.resize(10).unwrap();
         assert_eq!(tenant.bytes(), 30);

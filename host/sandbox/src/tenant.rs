@@ -142,9 +142,13 @@ mod tests {
         let memory = Arc::new(TenantMemory::new(100));
         let mut charge = MemoryCharge::new(&memory, 40).unwrap();
         assert_eq!(charge.resize(90), Ok(()));
-        assert_eq!(charge.resize(101), Err(NoMemory { bytes_max: 100 }));
+        let (bytes_max, bytes) = (100, 101);
+        let error = charge.resize(bytes).unwrap_err();
+        assert_eq!(error, NoMemory { bytes_max, bytes });
+        assert!(error.is_for_good());
         assert_eq!((charge.bytes(), memory.bytes()), (90, 90));
-        assert!(MemoryCharge::new(&memory, 11).is_err());
+        let error = MemoryCharge::new(&memory, 11).unwrap_err();
+        assert!(!error.is_for_good(), "it fits when the other is gone");
         assert_eq!(charge.resize(10), Ok(()));
         assert_eq!(memory.bytes(), 10);
         drop(charge);

@@ -9,6 +9,7 @@ mod flags;
 pub use flags::Flags;
 
 use figment::Figment;
+use figment::error::{Actual, Kind};
 use figment::providers::{Env, Format, Serialized, Toml};
 use realm_sandbox::{COMPONENT_BYTES_MAX, Limits};
 use serde::{Deserialize, Serialize};
@@ -304,7 +305,7 @@ impl Config {
             .merge(environment)
             .merge(Serialized::defaults(flags))
             .extract()
-            .map_err(Box::new)?;
+            .map_err(|error| refusal(&error))?;
         config.check()?;
         Ok(config)
     }
@@ -408,6 +409,65 @@ impl Config {
     }
 }
 
+/// figment's words as a sentence about the setting that its reader wrote: a variable's name, or a key of the file.
+fn refusal(error: &figment::Error) -> ConfigError {
+    let source = error.metadata.as_ref().map_or("", |source| &*source.name);
+    let is_variable = source.contains("environment");
+    let name = |path: &[String]| match is_variable {
+        true => format!("REALM_{}", path.join("__").to_uppercase()),
+        false => path.join("."),
+    };
+    let what = match &error.kind {
+        Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+            format!("must be {}, not {}", plain_kind(wanted), plain_value(found))
+        }
+        Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => "is too large".to_owned(),
+        Kind::UnknownField(field, _) => {
+            let mut path = error.path.clone();
+            if path.last() != Some(field) {
+                path.push(field.clone());
+            }
+            return ConfigError::Refused(format!("{} is not a setting", name(&path)));
+        }
+        // A file that is not TOML has no key, and the message says where it is wrong.
+        other => other.to_string(),
+    };
+    ConfigError::Refused(match &error.path[..] {
+        [] => format!("the settings file: {what}"),
+        path => format!("{} {what}", name(path)),
+    })
+}
+
+/// What serde wants, in words that are not Rust's.
+fn plain_kind(wanted: &str) -> &str {
+    match wanted {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or greater",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "a string" => "a text",
+        "socket address" => "an address such as 127.0.0.1:8080",
+        other => other,
+    }
+}
+
+/// What was written.
+fn plain_value(found: &Actual) -> String {
+    match found {
+        Actual::Str(text) => format!("{text:?}"),
+        Actual::Char(char) => format!("{:?}", char.to_string()),
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(value) => value.to_string(),
+        Actual::Signed(value) => value.to_string(),
+        Actual::Float(value) => value.to_string(),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a table".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// Whether a browser could name this as the origin of a page.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else {
@@ -431,7 +491,7 @@ pub enum ConfigError {
     },
     /// A key is unknown, or its value is of another kind.
     #[error("invalid settings: {0}")]
-    Refused(#[from] Box<figment::Error>),
+    Refused(String),
     /// A value is out of range.
     #[error("invalid settings: {key} must be {wanted}")]
     Value {

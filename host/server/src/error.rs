@@ -321,7 +321,20 @@ fn status_of(error: &CallError) -> (StatusCode, &'static str) {
 }
 
 impl From<NoMemory> for ApiError {
-    fn from(_: NoMemory) -> ApiError {
+    fn from(error: NoMemory) -> ApiError {
+        if error.is_for_good() {
+            let message = format!(
+                "the request needs {} bytes of memory, more than the {} that the tenant has in all",
+                error.bytes, error.bytes_max
+            );
+            let status = StatusCode::BAD_REQUEST;
+            return ApiError::new(
+                status,
+                "invalid_request_error",
+                "request_too_large",
+                message,
+            );
+        }
         ApiError::memory_in_use()
     }
 }

@@ -48,10 +48,36 @@ fn what_is_wrong_is_named() {
     Jail::expect_with(|jail| {
         jail.clear_env();
         for (text, key) in [
-            ("lisen = \"127.0.0.1:0\"", "lisen"),
+            (
+                "lisen = \"127.0.0.1:0\"",
+                "invalid settings: lisen is not a setting",
+            ),
             ("listen = \"nowhere\"", "listen"),
-            ("threads = \"many\"", "threads"),
-            ("[limits]\nmemory_mib_mx = 4", "memory_mib_mx"),
+            (
+                "listen = 5",
+                "invalid settings: listen must be an address such as 127.0.0.1:8080, not 5",
+            ),
+            (
+                "threads = \"many\"",
+                "invalid settings: threads must be a whole number, 0 or greater, not \"many\"",
+            ),
+            (
+                "queue_max = -3",
+                "invalid settings: queue_max must be a whole number, 0 or greater, not -3",
+            ),
+            (
+                "[limits]\ncpu_ms_max = 1.5",
+                "invalid settings: limits.cpu_ms_max must be a whole number, 0 or greater, not 1.5",
+            ),
+            (
+                "limits = 3",
+                "invalid settings: limits must be a table, not 3",
+            ),
+            ("threads = ", "invalid settings: the settings file: "),
+            (
+                "[limits]\nmemory_mib_mx = 4",
+                "invalid settings: limits.memory_mib_mx is not a setting",
+            ),
             ("[limits]\ncpu_ms_max = 0", "cpu_ms_max"),
             ("admin_token = \"short\"", "admin_token"),
             ("upload_mib_max = 17", "upload_mib_max"),
@@ -68,7 +94,17 @@ fn what_is_wrong_is_named() {
         jail.set_env("REALM_MODELS", "/models");
         assert!(load(&Flags::default()).is_ok(), "not a setting");
         jail.set_env("REALM_THREADS", "many");
-        assert!(load(&Flags::default()).unwrap_err().contains("THREADS"));
+        assert_eq!(
+            load(&Flags::default()).unwrap_err(),
+            "invalid settings: REALM_THREADS must be a whole number, 0 or greater, not \"many\""
+        );
+        jail.set_env("REALM_THREADS", "2");
+        jail.set_env("REALM_LIMITS__CPU_MS_MAX", "soon");
+        let error = load(&Flags::default()).unwrap_err();
+        assert!(
+            error.contains("REALM_LIMITS__CPU_MS_MAX must be"),
+            "{error}"
+        );
         Ok(())
     });
 }
