@@ -92,6 +92,9 @@ impl Server {
             .create(true)
             .append(true)
             .open(data.path().join("server.log"))?;
+        let standard = paths::model(paths::SMOLLM2)?;
+        let model = Some(["--model".as_ref(), standard.as_os_str()]);
+        let model = model.filter(|_| !flags.contains(&"--model"));
         let mut child = command()?
             .args([
                 "serve",
@@ -102,8 +105,7 @@ impl Server {
                 "--json",
             ])
             .args(["--model-name", MODEL])
-            .arg("--model")
-            .arg(paths::model(paths::SMOLLM2)?)
+            .args(model.into_iter().flatten())
             .arg("--data-dir")
             .arg(data.path())
             .args(flags)

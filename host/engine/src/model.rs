@@ -83,6 +83,8 @@ pub struct ModelOptions {
     /// A folder for repacked weights: the first start of a model file leaves a file there, the next ones map it. `None`
     /// repacks at every start, into memory of the process.
     pub packed_dir: Option<PathBuf>,
+    /// Jinja source of a chat template in place of those of the file.
+    pub chat_template: Option<String>,
 }
 
 /// How finely activations are rounded where they meet quantised weights.
@@ -107,6 +109,7 @@ impl Default for ModelOptions {
             context_max: None,
             activations: Activations::default(),
             packed_dir: None,
+            chat_template: None,
         }
     }
 }
@@ -118,9 +121,12 @@ pub enum LoadError {
     /// A key or tensor is missing, of the wrong type, or of a type without kernels.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The tokenizer or chat template is not usable.
+    /// The tokenizer is not usable.
     #[error("the model's tokenizer cannot be used")]
     Text(#[from] TextError),
+    /// The chat template that was given in place of the model's is not usable.
+    #[error(transparent)]
+    ChatTemplate(TextError),
     /// An architecture that is not written yet.
     #[error(
         "architecture {architecture} is not supported; supported are {} for text and {} for embeddings",
@@ -240,6 +246,29 @@ pub fn load(source: &dyn ModelSource, options: ModelOptions) -> Result<Loaded, L
     load_on(cpu(&options), source, options)
 }
 
+/// What a model file says about text, with `chat_template` in place of its own templates. The weights are not read.
+///
+/// # Errors
+/// [`LoadError`], naming the key, or what is wrong with the given template: that of a file only costs its chats.
+pub fn text_model(
+    source: &dyn ModelSource,
+    chat_template: Option<String>,
+) -> Result<TextModel, LoadError> {
+    let mut text = text_source::text_source(source)?;
+    let is_given = chat_template.is_some();
+    if is_given {
+        text.chat_template = chat_template;
+        text.chat_template_tools = None;
+    }
+    let text = TextModel::new(text)?;
+    match text.check_chat_template() {
+        Err(error) if is_given => return Err(LoadError::ChatTemplate(error)),
+        Err(error) => tracing::warn!("{error}; chats that need it are refused"),
+        Ok(()) => {}
+    }
+    Ok(text)
+}
+
 /// The CPU back end that [`load`] takes: the best instruction set, and the threads and rounding of the options.
 pub fn cpu(options: &ModelOptions) -> Cpu {
     let threads = match options.threads {
@@ -264,7 +293,7 @@ pub fn load_on(
     options: ModelOptions,
 ) -> Result<Loaded, LoadError> {
     // The text first: it is quick, and a file without a tokenizer is not worth repacking.
-    let text = TextModel::new(text_source::text_source(source)?)?;
+    let text = text_model(source, options.chat_template)?;
     let architecture = source.metadata().require_str("general.architecture")?;
     let keys = Keys::new(source.metadata(), architecture, options.context_max);
     let panels = Panels::new(source, &cpu, options.packed_dir.as_deref());

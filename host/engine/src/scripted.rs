@@ -126,6 +126,7 @@ pub fn text_model() -> Arc<TextModel> {
         add_eos: Some(false),
         add_space_prefix: None,
         chat_template: None,
+        chat_template_tools: None,
     };
     Arc::new(TextModel::new(source).expect("bytes are a complete vocabulary"))
 }

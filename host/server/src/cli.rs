@@ -7,6 +7,7 @@ mod client;
 mod doctor;
 mod model;
 mod operator;
+mod render;
 
 use crate::config::{Config, Flags};
 use crate::serve;

@@ -48,6 +48,8 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// The name clients use for it; by default derived from the file name.
     pub model_name: Option<String>,
+    /// A chat template in place of the model's: a file, or the name of one of ours.
+    pub chat_template: Option<String>,
     /// The GGUF file of a model that gives embeddings, served beside the other.
     pub embedding_model: Option<PathBuf>,
     /// The name clients use for it; by default derived from the file name.
@@ -188,6 +190,7 @@ impl Default for Config {
             data_dir: PathBuf::from(".realm"),
             model: None,
             model_name: None,
+            chat_template: None,
             embedding_model: None,
             embedding_model_name: None,
             threads: 0,

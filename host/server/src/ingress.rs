@@ -14,11 +14,13 @@ mod generation;
 mod json;
 mod models;
 mod parameters;
+mod render;
 mod request;
 mod route;
 mod ws;
 
-pub(crate) use body::{read_body, read_json};
+pub(crate) use body::{BODY_BYTES_MAX, read_body, read_json};
+pub(crate) use render::prompt;
 
 use crate::auth::{bearer, random_hex};
 use crate::connections::InUse;

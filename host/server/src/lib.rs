@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod auth;
 mod background;
+mod chat_template;
 pub mod cli;
 pub mod config;
 pub mod connections;

@@ -3,6 +3,7 @@
 //! Told to stop, it refuses new requests, lets what is in flight go on for `drain_ms`, and ends with status 0.
 
 use crate::auth::{NewKey, random, random_hex};
+use crate::chat_template::chat_template;
 use crate::config::{Config, model_name_of};
 use crate::connections::accept;
 use crate::hooks::TenantLogs;
@@ -136,6 +137,9 @@ async fn load_models(config: &Config, observer: Arc<dyn Observer>) -> Result<Mod
         context_max: config.context_max,
         activations: config.activations.into(),
         packed_dir: config.packed_dir.clone(),
+        chat_template: (config.chat_template.as_deref())
+            .map(chat_template)
+            .transpose()?,
     };
     let cpu = cpu(&options);
     let (engine, base) = load_base(config, &cpu, options.clone(), observer).await?;

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod form;
+mod named;
 mod python_filters;
 mod python_format;
 mod python_json;
@@ -11,7 +12,11 @@ mod python_repr;
 mod python_text;
 mod source;
 mod strftime;
+mod templates;
 mod wordwrap;
+
+pub use named::{chat_template_names, named_chat_template};
+pub(crate) use templates::ChatTemplates;
 
 use crate::TextError;
 use form::{Form, Formed};
@@ -35,33 +40,7 @@ const RENDERED_BYTES_MAX: usize = 16 << 20;
 /// The same for a probe, of which more than one is held at a time.
 const PROBE_BYTES_MAX: usize = 1 << 20;
 
-/// What is used when the model file has no template: ChatML.
-const CHATML: &str = "\
-{% for message in messages %}<|im_start|>{{ message['role'] }}
-{{ message['content'] }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}";
-
-/// The same for vocabularies that have [`TURN`]: Gemma's turns. There is no system role; what it says opens the first
-/// turn of the user.
-const TURNS: &str = "\
-{{ bos_token }}{% set ns = namespace(system='', turns=0) %}
-{%- for message in messages %}
-    {%- if message['role'] == 'system' and loop.first %}
-        {%- set ns.system = message['content'] | trim + '\n\n' %}
-        {%- continue %}
-    {%- endif %}
-    {%- if message['role'] != ('user' if ns.turns % 2 == 0 else 'assistant') %}
-        {{- raise_exception('after an optional system message, roles must alternate between user and assistant, not ' + message['role']) }}
-    {%- endif %}
-    {{- '<start_of_turn>' + ('user' if ns.turns % 2 == 0 else 'model') + '\n' }}
-    {{- ns.system + (message['content'] | trim) + '<end_of_turn>\n' }}
-    {%- set ns.system = '' %}
-    {%- set ns.turns = ns.turns + 1 %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
-
-/// The token that tells the one from the other.
+/// The token of vocabularies that have turns as Gemma's do.
 const TURN: &str = "<start_of_turn>";
 
 /// One message of a chat.
@@ -111,8 +90,8 @@ impl ChatTemplate {
         eos_token: String,
     ) -> Result<ChatTemplate, TextError> {
         let source = source.unwrap_or_else(|| match tokens.iter().any(|token| token == TURN) {
-            true => TURNS,
-            false => CHATML,
+            true => named::GEMMA,
+            false => named::CHATML,
         });
         if source.len() > SOURCE_BYTES_MAX {
             let bytes = source.len();
@@ -624,6 +603,82 @@ mod tests {
             matches!(refused, Err(TextError::Template(_))),
             "{refused:?}"
         );
+    }
+
+    /// What the families' own templates make of a chat (those of Llama 2 and 3, Gemma 3, Phi 3 and 4, Zephyr, OpenChat,
+    /// Command R, DeepSeek R1 and Mistral 7B), and for Vicuna and Alpaca what their authors trained on.
+    #[test]
+    fn named_templates_write_what_their_families_read() {
+        let chat = [
+            message("system", "Be brief."),
+            message("user", "Hi"),
+            message("assistant", "Hello."),
+            message("user", "Bye"),
+        ];
+        let cases = [
+            (
+                "alpaca",
+                "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.</s>\n\n### Instruction:\nBye\n\n### Response:\n",
+            ),
+            (
+                "chatml",
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (
+                "command-r",
+                "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hello.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Bye<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+            ),
+            (
+                "deepseek",
+                "<s>Be brief.<｜User｜>Hi<｜Assistant｜>Hello.<｜end▁of▁sentence｜><｜User｜>Bye<｜Assistant｜>",
+            ),
+            (
+                "gemma",
+                "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n",
+            ),
+            (
+                "llama2",
+                "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye [/INST]",
+            ),
+            (
+                "llama3",
+                "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            ),
+            (
+                "mistral",
+                "<s> [INST] Be brief.\n\nHi [/INST] Hello.</s> [INST] Bye [/INST]",
+            ),
+            (
+                "openchat",
+                "<s>GPT4 Correct System: Be brief.<|end_of_turn|>GPT4 Correct User: Hi<|end_of_turn|>GPT4 Correct Assistant: Hello.<|end_of_turn|>GPT4 Correct User: Bye<|end_of_turn|>GPT4 Correct Assistant:",
+            ),
+            (
+                "phi3",
+                "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello.<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\n",
+            ),
+            (
+                "phi4",
+                "<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Hello.<|im_end|><|im_start|>user<|im_sep|>Bye<|im_end|><|im_start|>assistant<|im_sep|>",
+            ),
+            (
+                "vicuna",
+                "<s>Be brief. USER: Hi ASSISTANT: Hello.</s>USER: Bye ASSISTANT:",
+            ),
+            (
+                "zephyr",
+                "<|system|>\nBe brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello.</s>\n<|user|>\nBye</s>\n<|assistant|>\n",
+            ),
+        ];
+        for (name, expected) in cases {
+            let rendered = render(named_chat_template(name), &chat);
+            assert_eq!(rendered.as_deref(), Ok(expected), "{name}");
+        }
+        assert!(chat_template_names().eq(cases.map(|(name, _)| name)));
+        assert_eq!(named_chat_template("nobody"), None);
+        let without_system = render(named_chat_template("llama2"), &chat[1..2]);
+        assert_eq!(without_system.as_deref(), Ok("<s>[INST] Hi [/INST]"));
+        let tool = render(named_chat_template("llama2"), &[message("tool", "21")]);
+        assert!(matches!(tool, Err(TextError::Template(_))), "{tool:?}");
     }
 
     #[test]

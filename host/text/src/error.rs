@@ -45,8 +45,8 @@ pub enum TextError {
     /// The vocabulary cannot be used for another reason.
     #[error("the tokenizer cannot be built: {0}")]
     Vocabulary(String),
-    /// The chat template of the file does not parse.
-    #[error("the model's chat template is not valid: {0}")]
+    /// The chat template does not parse, so there are no chats.
+    #[error("the chat template is not valid: {0}")]
     TemplateSyntax(String),
     /// The chat template refused these messages, or needed too much work for them.
     #[error("the chat template cannot render these messages: {0}")]

@@ -53,7 +53,7 @@ mod offsets;
 mod stop;
 mod tokenizer;
 
-pub use chat_template::{ChatMessage, ToolCall};
+pub use chat_template::{ChatMessage, ToolCall, chat_template_names, named_chat_template};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use offsets::TextOffsets;

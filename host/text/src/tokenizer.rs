@@ -12,7 +12,7 @@ mod windows;
 mod word_piece;
 mod words;
 
-use crate::chat_template::{ChatMessage, ChatTemplate, Room, kept};
+use crate::chat_template::{ChatMessage, ChatTemplates, Room, kept};
 use crate::offsets::{Cursor, Origin};
 use crate::{Detokenizer, TextError};
 use byte_level::ByteLevel;
@@ -58,6 +58,8 @@ pub struct TextSource {
     pub add_space_prefix: Option<bool>,
     /// Jinja source.
     pub chat_template: Option<String>,
+    /// The same for chats with tools, where there is one of its own.
+    pub chat_template_tools: Option<String>,
 }
 
 /// What to make of the names of control tokens in a text.
@@ -104,7 +106,7 @@ pub struct TextModel {
     vocabulary: Vocabulary,
     special: SpecialTokens,
     algorithm: Algorithm,
-    template: ChatTemplate,
+    templates: ChatTemplates,
     bos: Option<u32>,
     add_bos: bool,
     sep: Option<u32>,
@@ -116,10 +118,11 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Checks `source` and builds the tokenizer and the chat template of it.
+    /// Checks `source` and builds the tokenizer and the chat template of it. A template that does not parse costs only
+    /// chats: [`TextModel::check_chat_template`] says why.
     ///
     /// # Errors
-    /// Names what is wrong with the vocabulary, the merges or the template.
+    /// Names what is wrong with the vocabulary or the merges.
     pub fn new(mut source: TextSource) -> Result<TextModel, TextError> {
         let family = Family::of(&source.model)?;
         special_ids::settle(&mut source, family);
@@ -129,12 +132,7 @@ impl TextModel {
             id.map(|id| source.tokens[id as usize].clone())
                 .unwrap_or_default()
         };
-        let template = ChatTemplate::new(
-            source.chat_template.as_deref(),
-            &source.tokens,
-            text_of(source.bos),
-            text_of(source.eos),
-        )?;
+        let templates = ChatTemplates::new(&source, text_of(source.bos), text_of(source.eos));
         let add_bos_default = match family {
             Family::ByteLevel => words::rule(source.pre.as_deref())?.add_bos,
             Family::SentencePiece | Family::WordPiece => true,
@@ -160,7 +158,7 @@ impl TextModel {
             vocabulary,
             special,
             algorithm,
-            template,
+            templates,
             bos,
             add_bos,
             sep,
@@ -318,6 +316,14 @@ impl TextModel {
         self.vocabulary.len()
     }
 
+    /// Whether there can be all chats.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateSyntax`] says what is wrong with a template.
+    pub fn check_chat_template(&self) -> Result<(), TextError> {
+        self.templates.check()
+    }
+
     /// A chat as the model was trained to read it; `open_turn` adds the header of the assistant's turn.
     ///
     /// # Errors
@@ -328,7 +334,8 @@ impl TextModel {
         tools: &[serde_json::Value],
         open_turn: bool,
     ) -> Result<String, TextError> {
-        self.template.render(messages, tools, open_turn, Room::ALL)
+        let template = self.templates.for_chat(!tools.is_empty())?;
+        template.render(messages, tools, open_turn, Room::ALL)
     }
 
     /// The tokens of a chat, as [`TextModel::encode`] gives them: a `bos` that the template writes is not doubled.
@@ -348,7 +355,8 @@ impl TextModel {
             kept_max: bytes_max,
             kept_bytes: &self.kept_bytes,
         };
-        let rendered = self.template.render(messages, tools, open_turn, room);
+        let template = self.templates.for_chat(!tools.is_empty())?;
+        let rendered = template.render(messages, tools, open_turn, room);
         let rendered = rendered.map_err(|error| match error {
             TextError::RenderedTooLong { bytes_max: most } if bytes_max <= most => {
                 TextError::ChatTooLong {

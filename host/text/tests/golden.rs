@@ -184,7 +184,7 @@ fn adversarial_text_is_tokenised_and_kept() {
 fn a_hostile_vocabulary_is_an_error_and_never_a_panic() {
     let good = source(&fixtures().join("zoo/llama.gguf"));
     type Change = (&'static str, fn(&mut TextSource));
-    let changes: [Change; 10] = [
+    let changes: [Change; 9] = [
         ("no tokens", |s| s.tokens.clear()),
         ("types of another length", |s| s.token_types.truncate(3)),
         ("merge of unknown tokens", |s| {
@@ -201,7 +201,6 @@ fn a_hostile_vocabulary_is_an_error_and_never_a_panic() {
         ("sentence piece without scores", |s| {
             s.model = "llama".into()
         }),
-        ("bad template", |s| s.chat_template = Some("{{".into())),
     ];
     for (what, change) in changes {
         let mut source = good.clone();
@@ -229,6 +228,31 @@ fn a_hostile_vocabulary_is_an_error_and_never_a_panic() {
         matches!(&error, TextError::UnknownPreTokenizer { found, .. } if found == "nobody"),
         "{error}"
     );
+}
+
+#[test]
+fn a_bad_template_costs_chats_and_not_the_model() {
+    let mut source = source(&fixtures().join("zoo/llama.gguf"));
+    source.chat_template = Some("line one\n{% if %}".into());
+    let model = TextModel::new(source.clone()).unwrap();
+    let text = model.encode("works", Specials::Literal, false, usize::MAX);
+    assert_eq!(model.decode(&text.unwrap()), b"works");
+    let refused = model.chat_tokens(&[message("user", "hi")], &[], true, usize::MAX);
+    let error = refused.unwrap_err();
+    assert!(matches!(error, TextError::TemplateSyntax(_)), "{error}");
+    assert!(error.to_string().contains("(line 2)"), "{error}");
+    assert_eq!(model.check_chat_template(), Err(error));
+
+    // Of two templates each is for its own chats.
+    source.chat_template_tools = Some("{{ tools[0].name }}".into());
+    let model = TextModel::new(source.clone()).unwrap();
+    let tools = [serde_json::json!({"name": "f"})];
+    let chat = [message("user", "hi")];
+    assert_eq!(model.render_chat(&chat, &tools, true).as_deref(), Ok("f"));
+    assert!(model.render_chat(&chat, &[], true).is_err());
+    source.chat_template = Some("usual".into());
+    let model = TextModel::new(source).unwrap();
+    assert_eq!(model.render_chat(&chat, &[], true).as_deref(), Ok("usual"));
 }
 
 #[test]

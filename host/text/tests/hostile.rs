@@ -118,6 +118,7 @@ fn hostile(draw: &mut Draw) -> TextSource {
         add_eos: draw.one_of(&[None, Some(true)]),
         add_space_prefix: draw.one_of(&[None, Some(true), Some(false)]),
         chat_template: draw.one_of(&templates).map(str::to_owned),
+        chat_template_tools: draw.one_of(&templates).map(str::to_owned),
         tokens,
     }
 }

@@ -38,6 +38,8 @@ pub struct TokenizerData {
     pub add_space_prefix: Option<bool>,
     /// Jinja source.
     pub chat_template: Option<String>,
+    /// The same for chats with tools, where there is one of its own.
+    pub chat_template_tools: Option<String>,
 }
 
 impl TokenizerData {
@@ -70,6 +72,8 @@ impl TokenizerData {
             add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,
             add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?,
             chat_template: owned("tokenizer.chat_template")?,
+            // Of the named ones this is the one that is chosen without being named.
+            chat_template_tools: owned("tokenizer.chat_template.tool_use")?,
         })
     }
 }

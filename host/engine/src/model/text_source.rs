@@ -23,6 +23,7 @@ pub(super) fn text_source(source: &dyn ModelSource) -> Result<TextSource, Source
         add_eos,
         add_space_prefix,
         chat_template,
+        chat_template_tools,
     } = source.tokenizer()?;
     Ok(TextSource {
         model,
@@ -41,5 +42,6 @@ pub(super) fn text_source(source: &dyn ModelSource) -> Result<TextSource, Source
         add_eos,
         add_space_prefix,
         chat_template,
+        chat_template_tools,
     })
 }

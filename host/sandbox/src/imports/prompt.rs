@@ -19,6 +19,8 @@ const FRAME_BYTES: usize = 128;
 const MESSAGE_BYTES: usize = 1024;
 /// What a call of a tool takes likewise, beside its arguments.
 const CALL_BYTES: usize = 2048;
+/// Lines of a template's own words, each of which is cut too.
+const REFUSAL_LINES_MAX: usize = 32;
 /// Templates write tools with indentation.
 const INDENTED: usize = 2;
 
@@ -120,8 +122,12 @@ pub(crate) fn chat_tokens(
 fn not_tokens(error: &TextError, tokens_max: usize) -> Failure {
     match error.is_too_long() {
         true => does_not_fit(tokens_max),
-        // A template can put as much as it likes of a chat into its words.
-        false => Failure::invalid(printable(&error.to_string())),
+        // A template can put as much as it likes of a chat into its words; the ends of its lines are its own.
+        false => {
+            let words = error.to_string();
+            let lines = words.lines().take(REFUSAL_LINES_MAX).map(printable);
+            Failure::invalid(lines.collect::<Vec<_>>().join("\n"))
+        }
     }
 }
 

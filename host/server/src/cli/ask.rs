@@ -1,5 +1,6 @@
 //! `realm run`: one question to one model, through the sandbox as in the server, without the server.
 
+use crate::chat_template::chat_template;
 use crate::config::{Activations, CallLimits, model_name_of};
 use crate::workflows::passthrough_wasm;
 use anyhow::{Context, Result, bail};
@@ -28,6 +29,9 @@ pub(super) struct Run {
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
+    /// Chat template to use in place of the model's: a Jinja file, or a name such as chatml
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "raw")]
+    chat_template: Option<String>,
     /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
@@ -159,6 +163,11 @@ fn load(run: &Run, name: &str) -> Result<Engine> {
     let options = ModelOptions {
         threads: run.threads,
         activations: run.activations.into(),
+        chat_template: run
+            .chat_template
+            .as_deref()
+            .map(chat_template)
+            .transpose()?,
         ..ModelOptions::default()
     };
     let config = EngineConfig {

@@ -1,6 +1,7 @@
 //! `realm model`: the model files there are, and what stands in one.
 
 use super::client::line;
+use super::render;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use realm_engine::Gguf;
@@ -20,6 +21,8 @@ pub(super) enum Model {
         /// The file
         path: PathBuf,
     },
+    /// Print the prompts of chats: one request of /v1/chat/completions a line in, {"ok": prompt} or {"err": why} a line out
+    Render(render::Render),
     /// Write a model of a known shape with random weights, to measure how fast the real one would run
     Synthetic {
         /// The shape, for example tinyllama-1.1b
@@ -51,6 +54,7 @@ pub(super) fn model(command: Model) -> Result<()> {
     match command {
         Model::List { folder } => list(&folder.map_or_else(cache_folder, Ok)?),
         Model::Inspect { path } => inspect(&path),
+        Model::Render(arguments) => render::render(&arguments),
         Model::Synthetic {
             shape,
             quant,
@@ -134,13 +138,16 @@ fn inspect(path: &Path) -> Result<()> {
     show("parameters", Some(parameters.to_string()))
 }
 
-/// `$XDG_CACHE_HOME/realm/models`, or that below `~/.cache`.
-fn cache_folder() -> Result<PathBuf> {
+/// `$REALM_MODELS`, `$XDG_CACHE_HOME/realm/models`, or that below `~/.cache`.
+pub(super) fn cache_folder() -> Result<PathBuf> {
     let variable = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
+    if let Some(folder) = variable("REALM_MODELS") {
+        return Ok(folder);
+    }
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
     Ok(cache
         .context("neither XDG_CACHE_HOME nor HOME is set; give the folder as an argument")?

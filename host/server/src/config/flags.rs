@@ -27,6 +27,10 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_name: Option<String>,
+    /// Chat template to use in place of the model's: a Jinja file, or a name such as chatml
+    #[arg(long, value_name = "FILE|NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// GGUF file of an embedding model, served beside the other
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]

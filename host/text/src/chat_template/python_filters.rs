@@ -11,10 +11,12 @@ use std::borrow::Cow;
 /// The arguments of a filter, of which the last may be those with names.
 type Args = Rest<ValueOrKwargs>;
 type Filtered = Result<Value, Error>;
+type OnText = fn(&State, &str, &[Value]) -> Filtered;
+type OnValue = fn(&State, Value, &[Value]) -> Filtered;
 
 /// Adds them to the environment.
 pub(super) fn add(environment: &mut Environment<'_>) {
-    let on_text: [(&'static str, fn(&State, &str, &[Value]) -> Filtered); 8] = [
+    let on_text: [(&'static str, OnText); 8] = [
         ("replace", replace),
         ("truncate", truncate),
         ("wordwrap", wordwrap),
@@ -32,7 +34,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
         };
         environment.add_filter(name, filter);
     }
-    let on_values: [(&'static str, fn(&State, Value, &[Value]) -> Filtered); 14] = [
+    let on_values: [(&'static str, OnValue); 14] = [
         ("string", |_, value, _| Ok(text(&value)?.into())),
         ("list", list),
         ("default", default),

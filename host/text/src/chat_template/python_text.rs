@@ -448,9 +448,7 @@ fn expand_tabs(state: &State, text: &str, args: &[Value]) -> Result<Value, Error
     let (mut out, mut column) = (String::with_capacity(text.len()), 0_usize);
     for letter in text.chars() {
         if letter == '\t' {
-            let room = size
-                .checked_sub(column.checked_rem(size).unwrap_or(0))
-                .unwrap_or(0);
+            let room = size.saturating_sub(column.checked_rem(size).unwrap_or(0));
             state.consume_fuel(room as u64 / 64)?;
             out.extend(std::iter::repeat_n(' ', room));
             column += room;

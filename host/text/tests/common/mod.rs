@@ -70,6 +70,7 @@ pub(crate) fn source(path: &Path) -> TextSource {
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token").unwrap(),
         add_eos: metadata.bool("tokenizer.ggml.add_eos_token").unwrap(),
         add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix").unwrap(),
+        chat_template_tools: None,
         chat_template: metadata
             .str("tokenizer.chat_template")
             .unwrap()
