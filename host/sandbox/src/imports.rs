@@ -97,10 +97,10 @@ impl From<GuestError> for Error {
 impl From<Error> for GuestError {
     /// A component's texts reach clients: cut, so that an error stays an error.
     fn from(error: Error) -> GuestError {
-        use crate::log::printable;
+        use crate::log::{printable, printable_lines};
         let retry = |retry: Retry| (printable(&retry.what), retry.after_ms);
         match error {
-            Error::Invalid(what) => GuestError::Invalid(printable(&what)),
+            Error::Invalid(what) => GuestError::Invalid(printable_lines(&what)),
             Error::Denied(what) => GuestError::Denied(printable(&what)),
             Error::Quota(wait) => {
                 let (what, retry_after_ms) = retry(wait);

@@ -19,6 +19,9 @@ pub enum LogLevel {
 /// One line at most; the rest of it is cut.
 const LINE_BYTES_MAX: usize = 4096;
 
+/// Lines at most; the rest is cut.
+const LINES_MAX: usize = 32;
+
 /// Where a call's lines go: those it writes, its stdout and stderr, and the host's words about it.
 #[derive(Clone)]
 pub(crate) struct LogSink {
@@ -99,13 +102,22 @@ pub(crate) fn printable(message: &str) -> String {
     line
 }
 
+/// Several lines, each as [`printable`] has it: words that are shown to people as they were written, such as those of a
+/// chat template.
+pub(crate) fn printable_lines(message: &str) -> String {
+    let lines = message.lines().take(LINES_MAX).map(printable);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::printable;
+    use super::{printable, printable_lines};
 
     #[test]
     fn control_characters_are_shown_and_not_obeyed() {
         assert_eq!(printable("a\u{1b}[2Jb\nc\0\n"), "a\\u{1b}[2Jb\\nc\\u{0}");
         assert!(printable(&"x".repeat(1 << 20)).len() < 4200);
+        assert_eq!(printable_lines("a\u{1b}\r\nb\0\n"), "a\\u{1b}\nb\\u{0}");
+        assert!(printable_lines(&"x\n".repeat(1 << 20)).len() < 70);
     }
 }

@@ -5,7 +5,7 @@ use crate::GuestError;
 use crate::bindings::realm::llm::types::{Message, Role, Tool, ToolCall};
 use crate::imports::Failure;
 use crate::imports::json_size::JsonSize;
-use crate::log::printable;
+use crate::log::{printable, printable_lines};
 use crate::memory::Held;
 use crate::request::{Prompt, RequestKind, SharedKind};
 use crate::state::State;
@@ -19,8 +19,6 @@ const FRAME_BYTES: usize = 128;
 const MESSAGE_BYTES: usize = 1024;
 /// What a call of a tool takes likewise, beside its arguments.
 const CALL_BYTES: usize = 2048;
-/// Lines of a template's own words, each of which is cut too.
-const REFUSAL_LINES_MAX: usize = 32;
 /// Templates write tools with indentation.
 const INDENTED: usize = 2;
 
@@ -123,11 +121,7 @@ fn not_tokens(error: &TextError, tokens_max: usize) -> Failure {
     match error.is_too_long() {
         true => does_not_fit(tokens_max),
         // A template can put as much as it likes of a chat into its words; the ends of its lines are its own.
-        false => {
-            let words = error.to_string();
-            let lines = words.lines().take(REFUSAL_LINES_MAX).map(printable);
-            Failure::invalid(lines.collect::<Vec<_>>().join("\n"))
-        }
+        false => Failure::invalid(printable_lines(&error.to_string())),
     }
 }
 
