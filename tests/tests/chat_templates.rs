@@ -33,23 +33,28 @@ fn model_render_prints_one_line_for_each_request() -> Result<()> {
         r#"{"model": "any", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}"#,
         r#"{"messages": [{"role": "nobody", "content": "hi"}]}"#,
         "no JSON",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\u{2028}b\u{85}c\"}]}",
     ];
     let output = render(&[], &requests)?;
     ensure!(output.status.success(), "{output:?}");
-    let lines = String::from_utf8(output.stdout)?;
-    let lines: Vec<Value> = lines
+    let printed = String::from_utf8(output.stdout)?;
+    let lines: Vec<Value> = printed
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()?;
     let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     let ok = json!({ "ok": prompt });
     ensure!(
-        lines.len() == 4 && lines[..2] == [ok.clone(), ok],
+        lines.len() == 5 && lines[..2] == [ok.clone(), ok],
         "{lines:?}"
     );
     let why = |line: &Value| line["err"].as_str().unwrap_or_default().to_owned();
     ensure!(why(&lines[2]).contains("messages[0].role"), "{lines:?}");
     ensure!(why(&lines[3]).contains("JSON"), "{lines:?}");
+    // Python's `splitlines` and others would take these for ends of lines.
+    let kept = lines[4]["ok"].as_str().unwrap_or_default();
+    ensure!(kept.contains("a\u{2028}b\u{85}c"), "{lines:?}");
+    ensure!(!printed.contains(['\u{2028}', '\u{85}']), "{printed}");
 
     let named = render(&["--chat-template", "llama3"], &requests[..1])?;
     let expected = json!({"ok": "<|im_start|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"});

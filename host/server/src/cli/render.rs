@@ -46,9 +46,21 @@ pub(super) fn render(render: &Render) -> Result<()> {
             Ok(prompt) => json!({ "ok": prompt }),
             Err(why) => json!({ "err": why }),
         };
-        line(&answer.to_string())?;
+        line(&one_line(&answer.to_string()))?;
     }
     Ok(())
+}
+
+/// JSON without the letters that JSON allows in a text and some programs take for the end of a line.
+fn one_line(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for letter in json.chars() {
+        match letter {
+            '\u{85}' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", letter as u32)),
+            letter => out.push(letter),
+        }
+    }
+    out
 }
 
 /// The file that a path or a name means.
