@@ -424,6 +424,9 @@ fn refusal(error: &figment::Error) -> ConfigError {
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
             format!("must be {}, not {}", plain_kind(wanted), plain_value(found))
         }
+        Kind::UnknownVariant(found, wanted) => {
+            format!("must be one of {}, not {found:?}", wanted.join(", "))
+        }
         Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => "is too large".to_owned(),
         Kind::UnknownField(field, _) => {
             let mut path = error.path.clone();
@@ -452,6 +455,7 @@ fn plain_kind(wanted: &str) -> &str {
         "a map" => "a table",
         "a string" => "a text",
         "socket address" => "an address such as 127.0.0.1:8080",
+        table if table.starts_with("struct ") => "a table",
         other => other,
     }
 }

@@ -73,6 +73,10 @@ fn what_is_wrong_is_named() {
                 "limits = 3",
                 "invalid settings: limits must be a table, not 3",
             ),
+            (
+                "activations = \"x\"",
+                "invalid settings: activations must be one of int8, mixed, int16, not \"x\"",
+            ),
             ("threads = ", "invalid settings: the settings file: "),
             (
                 "[limits]\nmemory_mib_mx = 4",
