@@ -29,6 +29,13 @@ struct RunState {
     live: u32,           // jobs that have not ended
 }
 
+/// What a job asks of its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) max_tokens: Option<u32>, // `None` is as many as fit
+    pub(crate) scores: bool,            // log-probabilities of the tokens it has
+}
+
 /// What is decoded, what waits for it, and the blocks behind both.
 pub(crate) struct Batch {
     block_tokens: u32,

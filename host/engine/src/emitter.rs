@@ -13,12 +13,12 @@ pub(crate) use generation::Generation;
 use generation::Said;
 use realm_text::TextModel;
 
-use crate::batch::{Batch, JobId, Tokens};
+use crate::batch::{Batch, JobId, Tokens, Wanted};
 use crate::clock::Clock;
 use crate::error::EngineError;
 use crate::executor::Executor;
 use crate::outlet::{Event, Finish, Outlet, StopReason};
-use crate::sampler::{BadLogits, Rng, TokenLogprob};
+use crate::sampler::{BadLogits, PromptLogprob, Rng, TokenLogprob};
 use crate::scheduler::Span;
 
 /// What was chosen for one sequence, and how long choosing took.
@@ -26,6 +26,35 @@ pub(crate) struct Choice {
     pub(crate) sequence: u64,
     pub(crate) took: Duration,
     chosen: Result<(u32, Option<TokenLogprob>), BadLogits>,
+}
+
+/// What was found of one sequence's prompt, and how long that took.
+pub(crate) struct Score {
+    pub(crate) sequence: u64,
+    pub(crate) took: Duration,
+    found: Result<Vec<PromptLogprob>, BadLogits>,
+}
+
+impl Score {
+    fn of(sequence: u64) -> Score {
+        Score {
+            sequence,
+            took: Duration::ZERO,
+            found: Ok(Vec::new()),
+        }
+    }
+
+    fn add(&mut self, next: Result<PromptLogprob, BadLogits>, took: Duration) {
+        self.took += took;
+        match (&mut self.found, next) {
+            (Ok(found), Ok(next)) => found.push(next),
+            (found, _) => *found = Err(BadLogits),
+        }
+    }
+}
+
+fn bad_logits() -> EngineError {
+    EngineError::Internal("the model gave logits that are not numbers".to_owned())
 }
 
 /// Jobs and runs, from logits to events.
@@ -54,22 +83,97 @@ impl Emitter {
         self.outlets.insert(run, outlet);
     }
 
-    /// Takes on job `index` of a run, whose sequence has `prompt` already. Returns how many tokens it may make.
+    /// Takes on job `index` of a run, whose sequence has `prompt` already. Returns what it asks of that.
     pub(crate) fn begin(
         &mut self,
         sequence: u64,
         index: u32,
         mut generation: Box<Generation>,
         prompt: Tokens,
-    ) -> Option<u32> {
+    ) -> Wanted {
         generation.begin(index, prompt, self.seeds.next_u64(), &self.text);
-        let max_tokens = generation.max_tokens();
+        let wanted = generation.wanted();
         self.generations.insert(sequence, generation);
-        max_tokens
+        wanted
     }
 
-    /// Chooses a token for every span whose logits were wanted, by those after its last row, all at once on the executor's
-    /// threads: a choice depends on its own logits only.
+    /// Finds the log-probabilities of the tokens after a step's rows, of jobs that want those of their prompts. All at once
+    /// on the executor's threads, a row at a time: what is kept of a row is a few numbers.
+    pub(crate) fn score(
+        &self,
+        batch: &Batch,
+        spans: &[Span],
+        logits: &[f32],
+        executor: &dyn Executor,
+        clock: &dyn Clock,
+    ) -> Vec<Score> {
+        struct Row<'a> {
+            span: &'a Span,
+            logits: &'a [f32],
+            token: u32,
+            scored: Result<PromptLogprob, BadLogits>,
+            took: Duration,
+        }
+        if spans.iter().all(|span| span.scored == 0) {
+            return Vec::new();
+        }
+        let mut rows: Vec<Mutex<Row<'_>>> = Vec::new();
+        let mut all = logits.chunks_exact(self.vocab);
+        for span in spans {
+            let of_span = all.by_ref().take(span.logits as usize);
+            for (place, logits) in of_span.enumerate() {
+                let after = span.first_logits() + place as u32 + 1;
+                let is_scored = place < span.scored as usize;
+                let sequence = batch.get(span.sequence).filter(|_| is_scored);
+                rows.extend(sequence.and_then(|it| it.token(after)).map(|token| {
+                    Mutex::new(Row {
+                        span,
+                        logits,
+                        token,
+                        scored: Err(BadLogits),
+                        took: Duration::ZERO,
+                    })
+                }));
+            }
+        }
+        executor.for_each(rows.len(), &|index| {
+            let mut row = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let began = clock.now();
+            if let Some(generation) = self.generations.get(&row.span.sequence) {
+                row.scored = generation.score(row.logits, row.token);
+            }
+            row.took = clock.now().saturating_sub(began);
+        });
+        let mut scores: Vec<Score> = Vec::new();
+        for row in rows {
+            let row = row.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let sequence = row.span.sequence;
+            if scores.last().is_none_or(|last| last.sequence != sequence) {
+                scores.push(Score::of(sequence));
+            }
+            if let Some(score) = scores.last_mut() {
+                score.add(row.scored, row.took);
+            }
+        }
+        scores
+    }
+
+    /// Gives the log-probabilities of a prompt's tokens to the run.
+    pub(crate) fn emit_score(&mut self, batch: &mut Batch, score: Score) {
+        let id = score.sequence;
+        let Ok(found) = score.found else {
+            self.fail(batch, id, &bad_logits());
+            return;
+        };
+        let run = batch.job(id).map(|job| job.run);
+        let outlet = run.and_then(|run| self.outlets.get(&run));
+        if let (Some(generation), Some(outlet)) = (self.generations.get(&id), outlet) {
+            outlet.push(generation.scored(found));
+        }
+    }
+
+    /// Chooses a token for every span that ends with its sequence, by the logits after its last row, all at once on the
+    /// executor's threads: a choice depends on its own logits only.
     pub(crate) fn choose(
         &mut self,
         spans: &[Span],
@@ -83,16 +187,13 @@ impl Emitter {
             choice: Choice,
         }
         let mut rows = logits.chunks_exact_mut(self.vocab);
-        let last_of = |span: &Span| {
-            Some((
-                span.sequence,
-                rows.by_ref().take(span.logits as usize).last()?,
-            ))
-        };
+        let last_of = |span: &Span| Some((*span, rows.by_ref().take(span.logits as usize).last()?));
         let tasks: Vec<Mutex<Task<'_>>> = spans
             .iter()
             .filter_map(last_of)
-            .filter_map(|(sequence, logits)| {
+            .filter(|(span, _)| span.logits > span.scored)
+            .filter_map(|(span, logits)| {
+                let sequence = span.sequence;
                 let choice = Choice {
                     sequence,
                     took: Duration::ZERO,
@@ -136,12 +237,21 @@ impl Emitter {
             return;
         };
         let Ok((token, logprob)) = choice.chosen else {
-            let what = "the model gave logits that are not numbers".to_owned();
-            self.fail(batch, id, &EngineError::Internal(what));
+            self.fail(batch, id, &bad_logits());
             return;
         };
-        let said = if let Some(reason) = generation.end_before(token, &self.text) {
-            generation.end(reason)
+        let said = if generation.wanted().max_tokens == Some(0) {
+            // The job was there for its prompt's log-probabilities, which are out.
+            Said {
+                event: generation.event(),
+                finish: Some(Finish::Stopped(StopReason::MaxTokens)),
+            }
+        } else if let Some(reason) = generation.end_before(token, &self.text) {
+            let said = generation.end(reason, logprob);
+            if said.event.ended_at_once {
+                batch.count_end(id);
+            }
+            said
         } else if batch.push_token(id, token) {
             let bytes = self.text.token_bytes(token);
             generation.one_more(token, logprob, bytes, batch.room(id))

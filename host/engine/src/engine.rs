@@ -45,6 +45,9 @@ pub struct EngineConfig {
     /// Percent of the KV blocks that a tenant may hold which has no number of its own, and at least as many as the longest
     /// sequence takes.
     pub tenant_kv_percent_max: u32,
+    /// Logits of one step at most that are computed for log-probabilities of prompts; a row of a model has as many as its
+    /// vocabulary. One row is computed in any case.
+    pub scored_logits_max: usize,
     /// A job whose reader has left this many of its tokens unread makes no more until it is read.
     pub unread_tokens_max: usize,
     /// What to call the model; empty is the name in its file.
@@ -67,6 +70,8 @@ impl Default for EngineConfig {
             sequences_max: 16_384,
             tenant_sequences_max: 2_048,
             tenant_kv_percent_max: 100,
+            // 32 MiB of floats.
+            scored_logits_max: 8 << 20,
             unread_tokens_max: UNREAD_TOKENS_MAX,
             model_name: String::new(),
             // The standard library's hash keys are the randomness at hand without a dependency.
@@ -87,6 +92,7 @@ impl std::fmt::Debug for EngineConfig {
             .field("sequences_max", &self.sequences_max)
             .field("tenant_kv_percent_max", &self.tenant_kv_percent_max)
             .field("tenant_sequences_max", &self.tenant_sequences_max)
+            .field("scored_logits_max", &self.scored_logits_max)
             .field("unread_tokens_max", &self.unread_tokens_max)
             .field("model_name", &self.model_name)
             .finish_non_exhaustive()
@@ -193,6 +199,7 @@ pub(crate) fn assemble(
         step_tokens_max: config.step_tokens_max,
         sequences_running_max: config.sequences_running_max,
         step_target: Duration::from_millis(config.step_ms_target.into()),
+        scored_rows_max: scored_rows_max(config.scored_logits_max, shared.facts.vocab_size),
     };
     let step_loop = StepLoop::new(
         Arc::clone(&shared),
@@ -203,6 +210,11 @@ pub(crate) fn assemble(
         config.seed,
     );
     (Client { shared }, step_loop)
+}
+
+/// Rows of so many logits together.
+fn scored_rows_max(logits_max: usize, vocab: u32) -> u32 {
+    u32::try_from(logits_max / vocab.max(1) as usize).unwrap_or(u32::MAX)
 }
 
 /// Closes the inbox however its thread ends, so that no caller waits for an engine that is gone.

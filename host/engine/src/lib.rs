@@ -61,6 +61,6 @@ pub use policy::{LOGPROBS_MAX, Policy, STOP_BYTES_MAX, STOP_TOKENS_MAX, STOPS_MA
 pub use realm_text as text;
 pub use realm_weights::{Gguf, GgufError, ModelSource, SourceError};
 pub use run::{Job, Run};
-pub use sampler::TokenLogprob;
+pub use sampler::{PromptLogprob, TokenLogprob};
 pub use sequence::Sequence;
 pub use stats::{Observer, Stats, StepReport};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::error::EngineError;
-use crate::sampler::TokenLogprob;
+use crate::sampler::{PromptLogprob, TokenLogprob};
 
 /// What one job said since the last look.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,8 +21,12 @@ pub struct Event {
     pub text: String,
     /// The tokens, without the end-of-generation token. Text may come later than its tokens.
     pub tokens: Vec<u32>,
-    /// One for each of `tokens` if the policy asked, else empty.
+    /// One for each of `tokens` if the policy asked, else empty; and one for an end-of-generation token that came first.
     pub logprobs: Vec<TokenLogprob>,
+    /// One for each token that the sequence had when the job began, but the first, if the policy asked.
+    pub prompt_logprobs: Vec<PromptLogprob>,
+    /// The first token ended the job: the answer is empty, and yet a token was made.
+    pub ended_at_once: bool,
     /// Set in the last event of the job.
     pub finished: Option<Finish>,
 }
@@ -59,7 +63,7 @@ pub struct Usage {
     pub prompt: u32,
     /// How many of those came from the prefix cache.
     pub cached: u32,
-    /// Tokens made and given out as events: the end-of-generation token does not count.
+    /// Tokens made and given out as events: the end-of-generation token does not count, unless it came first.
     pub completion: u32,
 }
 
@@ -145,7 +149,10 @@ impl Reader {
             .pending
             .iter_mut()
             .filter(|event| {
-                !event.tokens.is_empty() || !event.text.is_empty() || event.finished.is_some()
+                !event.tokens.is_empty()
+                    || !event.text.is_empty()
+                    || !event.prompt_logprobs.is_empty()
+                    || event.finished.is_some()
             })
             .map(|event| {
                 let empty = Event {
@@ -193,7 +200,7 @@ impl Outlet {
         if state.ended[job] {
             return false;
         }
-        state.usage.completion += said.tokens.len() as u32;
+        state.usage.completion += said.tokens.len() as u32 + u32::from(said.ended_at_once);
         state.fresh = true;
         state.ended[job] = said.finished.is_some();
         let unread_tokens_max = state.unread_tokens_max;
@@ -201,6 +208,8 @@ impl Outlet {
         pending.text.push_str(&said.text);
         pending.tokens.extend(said.tokens);
         pending.logprobs.extend(said.logprobs);
+        pending.prompt_logprobs.extend(said.prompt_logprobs);
+        pending.ended_at_once |= said.ended_at_once;
         pending.finished = said.finished;
         let pause = pending.finished.is_none() && pending.tokens.len() >= unread_tokens_max;
         state.paused |= pause;
@@ -245,8 +254,8 @@ mod tests {
             job,
             text: "x".repeat(tokens),
             tokens: vec![1; tokens],
-            logprobs: Vec::new(),
             finished,
+            ..Event::default()
         }
     }
 

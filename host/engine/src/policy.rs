@@ -45,6 +45,9 @@ pub struct Policy {
     pub stop_token_ids: Vec<u32>,
     /// Reports the log-probability of each token and of this many alternatives; `Some(0)` is the token's only.
     pub logprobs: Option<u32>,
+    /// Reports the same of the tokens that the sequence has when the job begins, all but the first. A job with `max_tokens` 0
+    /// does nothing else.
+    pub prompt_logprobs: Option<u32>,
     /// Goes on past the model's end-of-generation tokens, which then are tokens like others (without text).
     pub ignore_eos: bool,
 }
@@ -67,6 +70,7 @@ impl Default for Policy {
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             logprobs: None,
+            prompt_logprobs: None,
             ignore_eos: false,
         }
     }
@@ -118,12 +122,18 @@ impl Policy {
             }
         }
         self.validate_ends(vocab)?;
-        match self.logprobs {
-            Some(top) if top > LOGPROBS_MAX => Err(format!(
-                "logprobs asks for {top} alternatives, but at most {LOGPROBS_MAX} are given"
-            )),
-            _ => Ok(()),
+        let asked = [
+            ("logprobs", self.logprobs),
+            ("prompt_logprobs", self.prompt_logprobs),
+        ];
+        for (field, top) in asked {
+            if let Some(top) = top.filter(|top| *top > LOGPROBS_MAX) {
+                return Err(format!(
+                    "{field} asks for {top} alternatives, but at most {LOGPROBS_MAX} are given"
+                ));
+            }
         }
+        Ok(())
     }
 
     /// The part of [`Policy::validate`] that is about where a job ends, strings apart.
@@ -223,6 +233,10 @@ mod tests {
         check(
             |p| p.logprobs = Some(21),
             "logprobs asks for 21 alternatives, but at most 20 are given",
+        );
+        check(
+            |p| p.prompt_logprobs = Some(21),
+            "prompt_logprobs asks for 21 alternatives, but at most 20 are given",
         );
     }
 }

@@ -24,6 +24,28 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A token that a sequence has already, with what the model made of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptLogprob {
+    /// The token, and the likeliest ones in its place.
+    pub logprob: TokenLogprob,
+    /// Its place among all tokens, from 1 for the likeliest.
+    pub rank: u32,
+}
+
+impl PromptLogprob {
+    /// Of `token`, by the logits after the tokens before it.
+    pub(crate) fn of(logits: &[f32], token: u32, top: u32) -> Result<PromptLogprob, BadLogits> {
+        logits::max(logits)?;
+        let own = logits[token as usize];
+        let likelier = logits.iter().filter(|&&logit| logit > own).count();
+        Ok(PromptLogprob {
+            logprob: logits::Logprobs::of(logits, top as usize).report(logits, token),
+            rank: 1 + likelier as u32,
+        })
+    }
+}
+
 /// Logits that no token can be chosen from: the model or its file is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadLogits;
@@ -260,6 +282,23 @@ mod tests {
         sampler.accept(70);
         let mut logits = vec![0.9 * f32::MAX; 200];
         assert_eq!(sampler.choose(&policy, &mut logits).unwrap().0, 70);
+    }
+
+    #[test]
+    fn tokens_of_a_prompt_have_a_rank_and_as_many_alternatives_as_asked_for() {
+        let never = f32::NEG_INFINITY;
+        let logits = [0.25f32.ln(), never, 0.5f32.ln(), 0.25f32.ln(), never];
+        for (token, rank) in [(2, 1), (0, 2), (3, 2), (1, 4), (4, 4)] {
+            let scored = PromptLogprob::of(&logits, token, 4).unwrap();
+            assert_eq!(scored.rank, rank, "token {token}");
+            let top: Vec<u32> = scored.logprob.top.iter().map(|(token, _)| *token).collect();
+            assert_eq!(top, [2, 0, 3, 1], "the forbidden ones fill it up");
+            let wanted = logits[token as usize];
+            let found = scored.logprob.logprob;
+            assert!(found == wanted || (found - wanted).abs() < 1e-5, "{found}");
+        }
+        let broken = [0.0, f32::NAN];
+        assert_eq!(PromptLogprob::of(&broken, 0, 1), Err(BadLogits));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub(crate) struct Limits {
     pub(crate) step_tokens_max: u32,
     pub(crate) sequences_running_max: u32,
     pub(crate) step_target: Duration, // 0 is none
+    pub(crate) scored_rows_max: u32,  // rows whose logits are wanted for the tokens after them
 }
 
 /// Who goes next.
@@ -46,6 +47,7 @@ impl Scheduler {
                 step_tokens_max,
                 // Every running sequence gets a row in every step, so none of them can starve.
                 sequences_running_max: limits.sequences_running_max.clamp(1, step_tokens_max),
+                scored_rows_max: limits.scored_rows_max.max(1),
                 ..limits
             },
             shares: Shares::default(),
@@ -65,7 +67,7 @@ impl Scheduler {
 
     /// What the next step does. Nothing to compute only when nothing can be computed.
     pub(crate) fn plan(&mut self, batch: &Batch) -> Plan {
-        let mut base = Draft::new(batch);
+        let mut base = Draft::new(batch, self.limits.scored_rows_max);
         let totals = Totals {
             places: self.limits.sequences_running_max,
             blocks: batch.pool().total(),

@@ -9,6 +9,10 @@ use crate::account::Charge;
 use crate::client::{Client, Owner};
 use crate::error::EngineError;
 use crate::inbox::Command;
+use crate::outlet::Finish;
+use crate::policy::Policy;
+use crate::run::Job;
+use crate::sampler::PromptLogprob;
 
 /// What callers and the engine both know of a sequence.
 ///
@@ -265,6 +269,34 @@ impl Sequence {
             Ok((Some(command), ()))
         })?;
         Ok(ready)
+    }
+
+    /// The log-probability of each of its tokens but the first, given those before it, with `top` alternatives. Computes all
+    /// of them once more, as a run that makes no tokens.
+    ///
+    /// # Errors
+    /// Those of [`Client::start`], and what such a run fails with.
+    pub async fn score(&self, top: u32) -> Result<Vec<PromptLogprob>, EngineError> {
+        let policy = Policy {
+            max_tokens: Some(0),
+            prompt_logprobs: Some(top),
+            ..Policy::default()
+        };
+        let job = Job {
+            sequence: self,
+            policy,
+        };
+        let mut run = self.client.start(vec![job])?;
+        let mut scored = Vec::new();
+        while let Some(events) = run.next().await {
+            for event in events {
+                scored.extend(event.prompt_logprobs);
+                if let Some(Finish::Failed(error)) = event.finished {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(scored)
     }
 
     fn check_not_decoding(&self, what: &str) -> Result<(), EngineError> {

@@ -69,6 +69,9 @@ struct Expected {
     tokens: Vec<u32>,
     reason: StopReason,
     said: Vec<u32>,
+    scores: bool,
+    scored: Vec<u32>,
+    ended_at_once: bool,
     cancelled: bool,
     finished: Option<Finish>,
 }
@@ -114,6 +117,7 @@ impl World {
         let config = EngineConfig {
             step_tokens_max: 1 + rng.below(40),
             sequences_running_max: 1 + rng.below(10),
+            scored_logits_max: (1 + rng.below(20)) as usize * VOCAB as usize,
             queue_max: 2 + rng.below(40) as usize,
             unread_tokens_max: 1 + rng.below(30) as usize,
             step_ms_target: rng.below(2) * 5,
@@ -283,6 +287,7 @@ impl World {
             top_k: if self.chance(30) { 5 } else { 0 },
             presence_penalty: if self.chance(30) { 1.0 } else { 0.0 },
             penalty_window: self.rng.below(20),
+            prompt_logprobs: self.chance(20).then_some(2),
             ..Policy::default()
         }
     }
@@ -367,6 +372,9 @@ impl World {
             tokens: history.split_off(held.tokens.len()),
             reason,
             said: Vec::new(),
+            scores: policy.prompt_logprobs.is_some(),
+            scored: Vec::new(),
+            ended_at_once: false,
             cancelled: false,
             finished: None,
         }
@@ -455,7 +463,9 @@ impl World {
                 }
                 Some(None) => {
                     assert!(decoding.jobs.iter().all(|job| job.finished.is_some()));
-                    let said: usize = decoding.jobs.iter().map(|job| job.said.len()).sum();
+                    let jobs = decoding.jobs.iter();
+                    let said = jobs.map(|job| job.said.len() + usize::from(job.ended_at_once));
+                    let said: usize = said.sum();
                     assert_eq!(decoding.run.usage().completion as usize, said);
                     return true;
                 }
@@ -470,6 +480,16 @@ impl World {
             self.note(u64::from(token));
         }
         job.said.extend(&event.tokens);
+        job.ended_at_once |= event.ended_at_once;
+        let scored = event.prompt_logprobs.iter().map(|it| it.logprob.token);
+        job.scored.extend(scored);
+        assert!(
+            job.prompt[1..].starts_with(&job.scored),
+            "seed {}: {:?} scored of {:?}",
+            self.seed,
+            job.scored,
+            job.prompt
+        );
         assert!(
             job.tokens.starts_with(&job.said),
             "seed {}: a job said {:?} for {:?}",
@@ -481,7 +501,15 @@ impl World {
         self.finished += 1;
         let length = job.prompt.len() + job.said.len();
         match &finish {
-            Finish::Stopped(reason) if *reason == job.reason && job.said == job.tokens => {}
+            Finish::Stopped(reason) if *reason == job.reason && job.said == job.tokens => {
+                let had_room = *reason != StopReason::ContextFull || !job.said.is_empty();
+                let wanted = if job.scores && had_room {
+                    &job.prompt[1..]
+                } else {
+                    &[]
+                };
+                assert_eq!(job.scored, wanted, "seed {}", self.seed);
+            }
             Finish::Stopped(StopReason::Cancelled) => assert!(job.cancelled),
             Finish::Stopped(StopReason::ContextFull) => {
                 let error = EngineError::ContextFull { room: 0 };

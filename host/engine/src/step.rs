@@ -129,8 +129,8 @@ impl StepLoop {
         for (index, (sequence, generation)) in sequences.iter().zip(generations).enumerate() {
             let id = sequence.id;
             let prompt = self.batch.tokens(id);
-            let max_tokens = self.emitter.begin(id, index as u32, generation, prompt);
-            ended.extend(self.batch.begin(id, max_tokens).map(|finish| (id, finish)));
+            let wanted = self.emitter.begin(id, index as u32, generation, prompt);
+            ended.extend(self.batch.begin(id, wanted).map(|finish| (id, finish)));
         }
         // Once all are there: the end of the last live job is the end of the run.
         for (id, finish) in ended {
@@ -200,10 +200,16 @@ impl StepLoop {
         for span in &plan.spans {
             self.batch.computed(span);
         }
-        let executor = &*self.executor;
-        let choices = self
-            .emitter
-            .choose(&plan.spans, &mut self.logits, executor, &*self.clock);
+        let (executor, clock) = (&*self.executor, &*self.clock);
+        let (spans, logits) = (&plan.spans, &mut self.logits);
+        let scores = (self.emitter).score(&self.batch, spans, logits, executor, clock);
+        let choices = self.emitter.choose(spans, logits, executor, clock);
+        for score in scores {
+            if let Some(sequence) = self.batch.get(score.sequence) {
+                self.scheduler.charge_time(sequence.tenant(), score.took);
+            }
+            self.emitter.emit_score(&mut self.batch, score);
+        }
         for choice in choices {
             if let Some(sequence) = self.batch.get(choice.sequence) {
                 self.scheduler.charge_time(sequence.tenant(), choice.took);

@@ -105,6 +105,8 @@ impl Stepped {
                     jobs[index].text.push_str(&event.text);
                     jobs[index].tokens.extend(event.tokens);
                     jobs[index].logprobs.extend(event.logprobs);
+                    jobs[index].prompt_logprobs.extend(event.prompt_logprobs);
+                    jobs[index].ended_at_once |= event.ended_at_once;
                     jobs[index].finished = event.finished;
                 }
             }
@@ -753,14 +755,166 @@ fn no_tokens_asked_is_none_given() {
 }
 
 #[test]
-fn the_observer_sees_every_forward_pass() {
-    #[derive(Default)]
-    struct Seen(Mutex<Vec<StepReport>>);
-    impl Observer for Seen {
-        fn step(&self, report: &StepReport) {
-            self.0.lock().unwrap().push(*report);
-        }
+fn a_first_token_that_ends_the_answer_is_reported_and_counted() {
+    for logprobs in [None, Some(2)] {
+        let mut engine = Stepped::new(reply(""), EngineConfig::default());
+        let account = Account::new();
+        let sequence = engine.client.sequence(OWNER, &account).unwrap();
+        sequence.append([1]).unwrap();
+        let policy = Policy {
+            logprobs,
+            ..greedy(10)
+        };
+        let mut run = engine.start(&sequence, policy);
+        let event = engine.finish(&mut run).remove(0);
+        assert_eq!(event.finished, stopped(StopReason::EndOfTurn));
+        assert!(event.ended_at_once && event.tokens.is_empty());
+        let reported: Vec<_> = event.logprobs.iter().map(|it| it.token).collect();
+        assert_eq!(reported, vec![scripted::END; logprobs.iter().len()]);
+        assert!(event.logprobs.iter().all(|it| it.top.len() == 2));
+        assert_eq!((run.usage().completion, account.usage().completion), (1, 1));
+        assert_eq!(
+            block_on(sequence.length()),
+            1,
+            "it is no part of the sequence"
+        );
     }
+    // After a token the end is only an end.
+    let mut engine = Stepped::new(reply("a"), EngineConfig::default());
+    let sequence = engine.sequence(&[1]);
+    let policy = Policy {
+        logprobs: Some(0),
+        ..greedy(10)
+    };
+    let mut run = engine.start(&sequence, policy);
+    let event = engine.finish(&mut run).remove(0);
+    assert!(!event.ended_at_once);
+    assert_eq!((event.logprobs.len(), run.usage().completion), (1, 1));
+}
+
+/// What the scripted model makes of each token of `tokens` but the first.
+fn scripted_scores(tokens: &[u32]) -> Vec<(u32, u32, f32)> {
+    let normalizer = (20f32.exp() + (scripted::VOCAB - 1) as f32).ln();
+    (1..tokens.len())
+        .map(|place| {
+            let is_next = Script::Letters.next(&tokens[..place]) == tokens[place];
+            let (rank, logit) = if is_next { (1, 20.0) } else { (2, 0.0) };
+            (tokens[place], rank, logit - normalizer)
+        })
+        .collect()
+}
+
+#[test]
+fn a_prompts_tokens_are_scored_the_same_whatever_the_pieces_and_the_neighbours() {
+    let mut prompt = bytes("what comes next: ");
+    for _ in 0..60 {
+        prompt.push(Script::Letters.next(&prompt));
+    }
+    let wanted = scripted_scores(&prompt);
+    for (step_tokens_max, scored_rows) in [(512, 512), (16, 512), (7, 3), (512, 5), (512, 0)] {
+        let config = EngineConfig {
+            step_tokens_max,
+            scored_logits_max: scored_rows * scripted::VOCAB as usize,
+            ..EngineConfig::default()
+        };
+        let mut engine = Stepped::new(Scripted::default(), config);
+        let beside = engine.sequence(&[9; 50]);
+        let _beside = engine.start(&beside, greedy(1000));
+        // Computed in the background already, and once more for its scores.
+        let sequence = engine.sequence(&prompt);
+        engine.steps(3);
+        let fork = sequence.begin_fork().unwrap();
+        engine.steps(20);
+        let policy = Policy {
+            prompt_logprobs: Some(3),
+            ..greedy(2)
+        };
+        let mut run = engine.start(&sequence, policy);
+        let event = engine.finish(&mut run).remove(0);
+        assert_eq!(event.prompt_logprobs.len(), wanted.len());
+        for (scored, wanted) in event.prompt_logprobs.iter().zip(&wanted) {
+            let (token, rank, logprob) = *wanted;
+            assert_eq!((scored.logprob.token, scored.rank), (token, rank));
+            assert!((scored.logprob.logprob - logprob).abs() < 1e-5);
+            assert_eq!(scored.logprob.top.len(), 3);
+        }
+        // What follows is what would have followed, there and in the fork.
+        let (child, ready) = fork;
+        block_on(ready).unwrap().unwrap();
+        let mut run = engine.start(&child, greedy(2));
+        assert_eq!(engine.finish(&mut run)[0].tokens, event.tokens);
+    }
+}
+
+#[test]
+fn a_step_holds_the_logits_of_few_rows_of_a_prompt() {
+    let seen = Arc::new(Seen::default());
+    let config = EngineConfig {
+        scored_logits_max: 8 * scripted::VOCAB as usize,
+        observer: Some(Arc::clone(&seen) as Arc<dyn Observer>),
+        ..EngineConfig::default()
+    };
+    let mut engine = Stepped::new(Scripted::default(), config);
+    let sequences = [0; 3].map(|_| engine.sequence(&[5; 33]));
+    engine.steps(1);
+    let jobs = sequences.iter().map(|sequence| Job {
+        sequence,
+        policy: Policy {
+            prompt_logprobs: Some(0),
+            ..greedy(0)
+        },
+    });
+    let mut run = engine.client.start(jobs.collect()).unwrap();
+    let before = seen.0.lock().unwrap().len();
+    let events = engine.finish(&mut run);
+    for event in &events {
+        assert_eq!(event.prompt_logprobs.len(), 32);
+        assert_eq!(event.finished, stopped(StopReason::MaxTokens));
+        assert!(event.tokens.is_empty());
+    }
+    let steps = seen.0.lock().unwrap()[before..].to_vec();
+    assert!(steps.iter().all(|step| step.prefill_rows <= 8), "{steps:?}");
+    assert_eq!(steps.iter().map(|step| step.rows).sum::<u32>(), 3 * 33);
+}
+
+#[test]
+fn a_prompt_as_long_as_the_context_can_be_scored() {
+    let scripted = Scripted {
+        context_length: 40,
+        ..Scripted::default()
+    };
+    let engine = scripted::engine(scripted, EngineConfig::default());
+    let client = engine.client();
+    for length in [1, 2, 40] {
+        let sequence = client.sequence(OWNER, &Account::new()).unwrap();
+        sequence.append(vec![3; length]).unwrap();
+        let scored = block_on(sequence.score(1)).unwrap();
+        assert_eq!(scored.len(), length - 1);
+        // The sequence is free again.
+        let job = Job {
+            sequence: &sequence,
+            policy: greedy(1),
+        };
+        client.start(vec![job]).unwrap();
+    }
+    let sequence = client.sequence(OWNER, &Account::new()).unwrap();
+    sequence.append([3]).unwrap();
+    let error = block_on(sequence.score(21)).unwrap_err();
+    assert!(error.to_string().contains("prompt_logprobs"), "{error}");
+    engine.shutdown();
+}
+
+#[derive(Default)]
+struct Seen(Mutex<Vec<StepReport>>);
+
+impl Observer for Seen {
+    fn step(&self, report: &StepReport) {
+        self.0.lock().unwrap().push(*report);
+    }
+}
+
+#[test]
+fn the_observer_sees_every_forward_pass() {
     let seen = Arc::new(Seen::default());
     let config = EngineConfig {
         observer: Some(Arc::clone(&seen) as Arc<dyn Observer>),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::sequence::{Fork, JobId, SequenceState, Status};
-use super::{Batch, RunState, Tokens};
+use super::{Batch, RunState, Tokens, Wanted};
 use crate::error::EngineError;
 use crate::kv_cache::blocks_for;
 use crate::outlet::{Finish, StopReason};
@@ -94,17 +94,23 @@ impl Batch {
     }
 
     /// Puts a job that [`Batch::start`] began in line, or says why it ends at once.
-    pub(crate) fn begin(&mut self, id: u64, max_tokens: Option<u32>) -> Option<Finish> {
+    pub(crate) fn begin(&mut self, id: u64, wanted: Wanted) -> Option<Finish> {
         let sequence = self.sequences.get_mut(id)?;
         if let Some(error) = sequence.failure.take() {
             return Some(Finish::Failed(error));
         }
-        if max_tokens == Some(0) {
+        let generates = wanted.max_tokens != Some(0);
+        if !generates && !wanted.scores {
             return Some(Finish::Stopped(StopReason::MaxTokens));
         }
-        if sequence.length() >= self.context_length {
+        if generates && sequence.length() >= self.context_length {
             // An answer without a word would look as if the model had nothing to say.
             return Some(Finish::Failed(EngineError::ContextFull { room: 0 }));
+        }
+        if wanted.scores {
+            // All rows once more: their keys and values may be there, their logits are not.
+            sequence.unscored = Some(0);
+            self.truncate_blocks(id, 0);
         }
         self.wake(id);
         None

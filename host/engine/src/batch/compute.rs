@@ -81,6 +81,7 @@ impl Batch {
     pub(crate) fn computed(&mut self, span: &Span) {
         if let Some(sequence) = self.sequences.get_mut(span.sequence) {
             sequence.computed = span.end;
+            sequence.unscored = sequence.unscored.map(|row| row.max(span.end));
             sequence.used_step = self.step;
         }
     }
@@ -105,6 +106,13 @@ impl Batch {
         grown
     }
 
+    /// Counts a token that a job was given and that became no part of its sequence.
+    pub(crate) fn count_end(&self, id: u64) {
+        if let Some(sequence) = self.get(id) {
+            sequence.shared.charge.completion(1);
+        }
+    }
+
     /// A job whose reader is too far behind; it keeps its place in time but not in the batch.
     pub(crate) fn pause(&mut self, id: u64) {
         self.set_status(id, Status::Paused);
@@ -114,6 +122,7 @@ impl Batch {
     pub(crate) fn end_job(&mut self, id: u64) -> Option<JobId> {
         let sequence = self.sequences.get_mut(id)?;
         let job = sequence.job.take()?;
+        sequence.unscored = None;
         sequence.shared.unclaim(job.run);
         self.set_status(id, Status::Idle);
         if let Some(run) = self.runs.get_mut(&job.run) {

@@ -65,6 +65,8 @@ pub(crate) struct SequenceState {
     /// Its place in the order of eviction, while it has one.
     pub(super) eviction: Option<EvictionKey>,
     pub(super) job: Option<JobId>,
+    /// The first row whose logits are still wanted for the token after it, where the job asks for those of its prompt.
+    pub(super) unscored: Option<u32>,
     pub(super) forks: Vec<Fork>,
     /// Appended tokens that no run has counted as its prompt yet.
     pub(super) uncounted: Vec<Uncounted>,
@@ -86,6 +88,7 @@ impl SequenceState {
             used_step: 0,
             eviction: None,
             job: None,
+            unscored: None,
             forks: Vec::new(),
             uncounted: Vec::new(),
             failure: None,
@@ -116,6 +119,18 @@ impl SequenceState {
     /// Whether a job wants the logits after its last token.
     pub(crate) fn has_job(&self) -> bool {
         self.job.is_some()
+    }
+
+    /// The first row whose logits are still wanted for the token after it.
+    pub(crate) fn unscored(&self) -> Option<u32> {
+        self.unscored
+    }
+
+    /// The token at a position.
+    pub(crate) fn token(&self, position: u32) -> Option<u32> {
+        let position = position as usize;
+        let mut piece = self.tokens.pieces(position, position + 1).flatten();
+        piece.next().copied()
     }
 
     /// Whether it lacks just the row of its last token.

@@ -2,10 +2,10 @@
 
 use realm_text::{Detokenizer, StopMatcher, TextModel};
 
-use crate::batch::Tokens;
+use crate::batch::{Tokens, Wanted};
 use crate::outlet::{Event, Finish, StopReason};
 use crate::policy::Policy;
-use crate::sampler::{BadLogits, Sampler, TokenLogprob};
+use crate::sampler::{BadLogits, PromptLogprob, Sampler, TokenLogprob};
 
 /// A job as the emitter follows it.
 #[derive(Debug)]
@@ -50,8 +50,25 @@ impl Generation {
         }
     }
 
-    pub(super) fn max_tokens(&self) -> Option<u32> {
-        self.policy.max_tokens
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted {
+            max_tokens: self.policy.max_tokens,
+            scores: self.policy.prompt_logprobs.is_some(),
+        }
+    }
+
+    /// The log-probability of a token that the sequence has, by logits `[vocab]` after the tokens before it.
+    pub(super) fn score(&self, logits: &[f32], token: u32) -> Result<PromptLogprob, BadLogits> {
+        let top = self.policy.prompt_logprobs.unwrap_or(0);
+        PromptLogprob::of(logits, token, top)
+    }
+
+    /// Says the log-probabilities of tokens that the sequence has.
+    pub(super) fn scored(&self, prompt_logprobs: Vec<PromptLogprob>) -> Event {
+        Event {
+            prompt_logprobs,
+            ..self.event()
+        }
     }
 
     pub(super) fn has_spoken(&self) -> bool {
@@ -82,9 +99,14 @@ impl Generation {
         self.sampler.choose(&self.policy, logits)
     }
 
-    /// The job ends before a token: what was held back comes out.
-    pub(super) fn end(&mut self, reason: StopReason) -> Said {
+    /// The job ends before a token: what was held back comes out. A token that ends it before it said anything is told of as
+    /// others are, so that whoever asked for the likeliest ones is not left without them.
+    pub(super) fn end(&mut self, reason: StopReason, logprob: Option<TokenLogprob>) -> Said {
         let mut event = self.event();
+        if !self.has_spoken() {
+            event.ended_at_once = true;
+            event.logprobs = logprob.into_iter().collect();
+        }
         let reason = if self.flush(&mut event) {
             StopReason::StopString
         } else {

@@ -18,6 +18,7 @@ pub(super) struct Draft<'a> {
     free: u32,
     pinned: u32,
     dropped: BTreeSet<u64>, // sequences whose blocks are given up
+    scored_rows: u32,       // that may still be planned
 }
 
 /// What is held and pinned more than before; negative is less.
@@ -32,7 +33,7 @@ fn changed(before: u32, change: i64) -> u32 {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(batch: &'a Batch) -> Draft<'a> {
+    pub(super) fn new(batch: &'a Batch, scored_rows_max: u32) -> Draft<'a> {
         Draft {
             batch,
             plan: Plan::default(),
@@ -43,6 +44,7 @@ impl<'a> Draft<'a> {
             free: batch.pool().free(),
             pinned: batch.pool().pinned(),
             dropped: BTreeSet::new(),
+            scored_rows: scored_rows_max,
         }
     }
 
@@ -258,15 +260,21 @@ impl<'a> Draft<'a> {
     ) -> Result<u32, Shortage> {
         let sequence = self.get(id);
         let (start, target) = (sequence.computed(), sequence.target());
+        let unscored = sequence.unscored().unwrap_or(u32::MAX).max(start);
+        let rows_max = rows_max.min((unscored - start).saturating_add(self.scored_rows));
         let (end, shortage) = self.make_writable(id, target.min(start + rows_max), shares);
         if start == end {
             return shortage.map_or(Ok(0), Err);
         }
+        let chosen = u32::from(sequence.has_job() && end == target);
+        let scored = (end - chosen).saturating_sub(unscored);
+        self.scored_rows = self.scored_rows.saturating_sub(scored);
         self.plan.spans.push(Span {
             sequence: id,
             start,
             end,
-            logits: u32::from(sequence.has_job() && end == target),
+            logits: scored + chosen,
+            scored,
         });
         Ok(end - start)
     }

@@ -10,11 +10,19 @@ pub(crate) struct Span {
     pub(crate) end: u32,
     /// After how many of the rows, counted from the last one back, the logits are wanted.
     pub(crate) logits: u32,
+    /// How many of those rows, counted from the first one on, have a token after them whose log-probability is wanted. What
+    /// is left, one row at most, is what the next token is chosen by.
+    pub(crate) scored: u32,
 }
 
 impl Span {
     pub(crate) fn rows(&self) -> u32 {
         self.end - self.start
+    }
+
+    /// The first row whose logits are wanted.
+    pub(crate) fn first_logits(&self) -> u32 {
+        self.end - self.logits
     }
 }
 

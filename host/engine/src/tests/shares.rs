@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sampler::Rng;
-use crate::scripted::{END, VOCAB};
+use crate::scripted::VOCAB;
 
 fn sequence_of(engine: &Stepped, owner: Owner, tokens: &[u32]) -> Sequence {
     let sequence = engine.client.sequence(owner, &Account::new()).unwrap();
@@ -338,22 +338,6 @@ fn tokens_are_counted_whether_they_are_read_or_not() {
         (tenants[0].tenant, tenants[0].prompt, tenants[0].completion),
         (1, 12, 7)
     );
-}
-
-#[test]
-fn an_end_of_turn_is_no_token_of_the_answer() {
-    let script = Script::Custom(Arc::new(|_: &[u32]| END));
-    let scripted = Scripted {
-        script,
-        ..Scripted::default()
-    };
-    let mut engine = Stepped::new(scripted, EngineConfig::default());
-    let account = Account::new();
-    let sequence = engine.client.sequence(OWNER, &account).unwrap();
-    sequence.append([5]).unwrap();
-    let mut run = engine.start(&sequence, greedy(3));
-    engine.finish(&mut run);
-    assert_eq!(account.usage().completion, 0);
 }
 
 #[test]
