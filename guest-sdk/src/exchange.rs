@@ -105,6 +105,15 @@ impl Reply {
         self.0.text(choice, delta)
     }
 
+    /// Gives the client the log-probabilities of the prompt's tokens where it asked for them, and does nothing where it did
+    /// not. Before [`Reply::echo`], which puts them beside the text.
+    ///
+    /// # Errors
+    /// `Cancelled` without a client; `Invalid` while a run decodes the sequence.
+    pub fn prompt_logprobs(&self, prompt: &Sequence) -> Result<(), Error> {
+        self.0.prompt_logprobs(&prompt.0)
+    }
+
     /// Adds the text of a completion's prompt to an answer. It stays in the host.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ impl Model {
         self.0.facts()
     }
 
-    /// Tokens of plain text; names of control tokens in it stay text.
+    /// Tokens of plain text; names of control tokens in it stay text, and none is added that begins or ends a text.
     ///
     /// # Errors
     /// `Invalid` when the text is over the host's limit.

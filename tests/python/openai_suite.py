@@ -186,6 +186,82 @@ def completion_logprobs_come_in_their_old_form():
 
 
 @check
+def an_echoed_prompt_has_log_probabilities():
+    # Parts of characters among its tokens, and a control token.
+    prompt = "Crabs 🦀 and <|im_start|>é"
+    scored = complete(prompt=prompt, echo=True, logprobs=3, max_tokens=0)
+    choice = scored.choices[0]
+    assert choice.text == prompt and choice.finish_reason == "length", choice
+    assert scored.usage.completion_tokens == 0 and scored.usage.prompt_tokens == len(choice.logprobs.tokens)
+    follows_its_text(choice)
+    assert choice.logprobs.token_logprobs[0] is None and choice.logprobs.top_logprobs[0] is None
+    assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+    assert all(len(top) == 3 for top in choice.logprobs.top_logprobs[1:])
+    assert any(token.startswith("bytes:\\x") for token in choice.logprobs.tokens), choice.logprobs.tokens
+
+    whole = complete(prompt=prompt, echo=True, logprobs=3, max_tokens=8).choices[0]
+    follows_its_text(whole)
+    told = len(choice.logprobs.tokens)
+    assert whole.logprobs.tokens[:told] == choice.logprobs.tokens and len(whole.logprobs.tokens) == told + 8
+    assert whole.logprobs.token_logprobs[:told] == choice.logprobs.token_logprobs
+
+    streamed = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for chunk in complete(prompt=prompt, echo=True, logprobs=3, max_tokens=8, stream=True):
+        for name, values in streamed.items():
+            if chunk.choices[0].logprobs:
+                values.extend(getattr(chunk.choices[0].logprobs, name))
+    assert streamed == {name: getattr(whole.logprobs, name) for name in streamed}
+
+
+def follows_its_text(choice):
+    """Every token begins where `text_offset` says."""
+    for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset):
+        if not token.startswith("bytes:"):
+            assert choice.text[offset : offset + len(token)] == token, (token, offset, choice)
+            continue
+        parts = token.removeprefix("bytes:").encode("latin-1").decode("unicode_escape").encode("latin-1")
+        # Parts of a character all begin where it does.
+        assert parts in choice.text[offset : offset + len(parts)].encode() or offset == len(choice.text), (token, choice)
+    assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+
+
+@check
+def a_text_is_as_likely_scored_as_it_was_made():
+    made = complete(logprobs=2, max_tokens=6).choices[0]
+    scored = complete(prompt=PROMPT + made.text, echo=True, logprobs=2, max_tokens=0).choices[0]
+    assert scored.logprobs.tokens[-6:] == made.logprobs.tokens
+    for one, other in zip(scored.logprobs.token_logprobs[-6:], made.logprobs.token_logprobs):
+        assert abs(one - other) < 1e-3, (scored, made)
+
+
+@check
+def prompt_logprobs_come_in_the_form_of_vllm():
+    for call in (chat, complete):
+        answer = call(max_tokens=1, extra_body={"prompt_logprobs": 2})
+        holder = answer if call is chat else answer.choices[0]
+        assert holder.prompt_logprobs[0] is None
+        assert len(holder.prompt_logprobs) == answer.usage.prompt_tokens
+        for alternatives in holder.prompt_logprobs[1:]:
+            ranks = [entry["rank"] for entry in alternatives.values()]
+            assert len(ranks) in (2, 3) and {1, 2} <= set(ranks), alternatives
+            assert all(entry["logprob"] <= 0 for entry in alternatives.values())
+        error = raises(openai.BadRequestError, 400, call, stream=True, extra_body={"prompt_logprobs": 2})
+        assert error.param == "prompt_logprobs"
+
+
+@check
+def an_answer_that_ends_at_once_has_an_entry():
+    ended = chat(logprobs=True, top_logprobs=4, logit_bias={"2": 100})
+    (entry,) = ended.choices[0].logprobs.content
+    assert entry.token == "<|im_end|>" and len(entry.top_logprobs) == 4, entry
+    assert ended.choices[0].message.content == "" and ended.usage.completion_tokens == 1
+    ended = complete(logprobs=4, logit_bias={"2": 100})
+    logprobs = ended.choices[0].logprobs
+    assert logprobs.tokens == ["<|im_end|>"] and logprobs.text_offset == [0] and len(logprobs.top_logprobs[0]) == 4
+    assert ended.usage.completion_tokens == 1
+
+
+@check
 def echo_puts_the_prompt_before_the_text():
     assert complete(echo=True).choices[0].text == PROMPT + complete().choices[0].text
 

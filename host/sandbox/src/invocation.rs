@@ -4,14 +4,14 @@ use crate::bindings::Workflow as Bindings;
 use crate::component::Workflow;
 use crate::cpu::{self, CpuBudgetSpent};
 use crate::engine_config::BACKTRACE_FRAMES;
-use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle};
+use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle, no_prompt_logprobs};
 use crate::log::{LogLevel, LogSink, printable};
 use crate::memory::{Held, NoMemory};
 use crate::request::{CallRequest, RequestKind};
 use crate::state::{Charges, State};
 use crate::ticker::Ticker;
 use crate::{CallError, Inner, Tenant, describe};
-use realm_engine::{Account, StopReason, TokenLogprob, Usage};
+use realm_engine::{Account, PromptLogprob, StopReason, TokenLogprob, Usage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -38,6 +38,17 @@ pub enum ReplyEvent {
         /// Their log-probabilities, when the policy asks for them.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The prompt's text in front of an answer, with its tokens where their log-probabilities were asked for.
+    Echo {
+        /// Which answer, from 0.
+        choice: u32,
+        /// The text.
+        text: String,
+        /// Its tokens.
+        tokens: PromptTokens,
+    },
+    /// The prompt's tokens, for a client that asked for their log-probabilities.
+    Prompt(PromptTokens),
     /// A JSON value of a function.
     Json(String),
     /// An answer is complete.
@@ -49,6 +60,20 @@ pub enum ReplyEvent {
     },
     /// The call has ended. Always the last event, and there is exactly one.
     End(Result<Usage, CallError>),
+}
+
+/// The tokens of a prompt, in their order. Shared by all answers that begin with it.
+pub type PromptTokens = Arc<[PromptToken]>;
+
+/// A token of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptToken {
+    /// Its id.
+    pub token: u32,
+    /// Where it begins in the prompt's text, in characters.
+    pub offset: usize,
+    /// What the model made of it; `None` of the first, before which there is nothing.
+    pub scored: Option<PromptLogprob>,
 }
 
 /// A call under way. Dropping it is hanging up: the store goes, and with it memory, sequences and KV blocks.
@@ -217,6 +242,9 @@ async fn handle(
     };
     if !exchange.has_answered() {
         return Ok(Err(CallError::NoReply));
+    }
+    if exchange.owes_prompt() {
+        return Ok(Err(CallError::Guest(no_prompt_logprobs())));
     }
     exchange.end_open().await?;
     Ok(Ok(()))

@@ -42,7 +42,7 @@ pub use compute::{Allowance, ComputeThreads};
 pub use config::{Compiler, SandboxConfig};
 pub use describe::{Description, FunctionDescription};
 pub use error::{CallError, GuestError, Rejected, SandboxError};
-pub use invocation::{Invocation, ReplyEvent};
+pub use invocation::{Invocation, PromptToken, PromptTokens, ReplyEvent};
 pub use limits::Limits;
 pub use log::LogLevel;
 pub use memory::{Charge, Memory, NoMemory};

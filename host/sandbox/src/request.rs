@@ -24,6 +24,9 @@ pub struct CallRequest {
     pub model: String,
     /// The client's sampling, stops and token limits.
     pub policy: Policy,
+    /// How many alternatives to each token of the prompt the client wants to see; `None` where it wants to know nothing of
+    /// them. A completion that is echoed with log-probabilities wants as many as its policy says, too.
+    pub prompt_logprobs: Option<u32>,
     /// How many answers, from 1.
     pub choices: u32,
     /// From now on; the tenant's wall limit applies as well.
@@ -108,6 +111,17 @@ pub enum Prompt {
 pub(crate) const CHOICES_MAX: u32 = 64;
 
 impl CallRequest {
+    /// How many alternatives the client wants to see beside the tokens of an echoed prompt.
+    pub(crate) fn echo_logprobs(&self) -> Option<u32> {
+        let is_echoed = matches!(*self.kind, RequestKind::Completion { echo: true, .. });
+        self.policy.logprobs.filter(|_| is_echoed)
+    }
+
+    /// How many alternatives to each token of the prompt are wanted, for whichever purpose.
+    pub(crate) fn scored_alternatives(&self) -> Option<u32> {
+        self.prompt_logprobs.max(self.echo_logprobs())
+    }
+
     /// Whether checking it takes a while.
     pub(crate) fn is_long(&self) -> bool {
         match &*self.kind {

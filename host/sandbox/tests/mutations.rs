@@ -7,7 +7,7 @@ mod common;
 
 use common::{World, call, collect, guest, prebuilt};
 use fastrand::Rng;
-use realm_sandbox::{CallError, Limits, Rejected, ReplyEvent, Workflow};
+use realm_sandbox::{CallError, CallRequest, Limits, Rejected, ReplyEvent, Workflow};
 
 /// Damaged uploads of each component. Most are refused at once; what is not has to be compiled.
 const UPLOADS: u64 = 150;
@@ -71,7 +71,10 @@ async fn damaged_uploads_are_refused_or_do_no_harm() {
 async fn random_calls(world: &World, workflow: &Workflow, seed: u64, limits: Limits) {
     let tenant = world.tenant(1, limits);
     let parameters = format!(r#"{{"seed": {seed}, "count": {CALLS}}}"#);
-    let request = call("go", &parameters);
+    let request = CallRequest {
+        prompt_logprobs: (seed % 2 == 0).then_some(3),
+        ..call("go", &parameters)
+    };
     let events = collect(world.sandbox.invoke(workflow, &tenant, request)).await;
     match events.last() {
         Some(ReplyEvent::End(Err(CallError::Internal { detail }))) => panic!("{seed}: {detail}"),

@@ -167,6 +167,86 @@ async fn completions_take_text_and_tokens_and_echo_them() {
 }
 
 #[tokio::test]
+async fn log_probabilities_of_a_prompt_come_with_its_echo_or_on_their_own() {
+    let world = World::with(Script::Reply("abc".into()), SandboxConfig::default());
+    let workflow = world.load(prebuilt("passthrough")).await;
+    let tenant = world.tenant(1, Limits::default());
+    let ask = async |prompt: Prompt, echo, prompt_logprobs, max_tokens| {
+        let policy = Policy {
+            logprobs: Some(2),
+            ..greedy(max_tokens)
+        };
+        let asked = CallRequest {
+            prompt_logprobs,
+            choices: 2,
+            ..request(RequestKind::Completion { prompt, echo }, policy)
+        };
+        collect(world.sandbox.invoke(&workflow, &tenant, asked)).await
+    };
+    // "é" is two tokens of the scripted model, and what it would say after "ab" is "c".
+    let prompt = || Prompt::Text("éabc".into());
+    let events = ask(prompt(), true, None, 1).await;
+    let echoes = events.iter().filter_map(|event| match event {
+        ReplyEvent::Echo { text, tokens, .. } => Some((text.as_str(), tokens)),
+        _ => None,
+    });
+    let echoes: Vec<_> = echoes.collect();
+    assert_eq!(echoes.len(), 2, "one for each answer: {events:?}");
+    for (text, tokens) in echoes {
+        assert_eq!(text, "éabc");
+        let places: Vec<usize> = tokens.iter().map(|token| token.offset).collect();
+        assert_eq!(places, [0, 0, 1, 2, 3]);
+        assert_eq!(tokens[0].scored, None, "nothing is before the first");
+        let ranks = tokens[1..].iter().map(|token| {
+            let scored = token.scored.as_ref().expect("all the others are scored");
+            assert_eq!(scored.logprob.token, token.token);
+            assert_eq!(scored.logprob.top.len(), 2);
+            scored.rank
+        });
+        assert_eq!(ranks.collect::<Vec<u32>>(), [2, 1, 1, 1]);
+    }
+    assert_eq!(usage(&events).prompt, 5, "a prompt is counted once");
+
+    let events = ask(prompt(), false, Some(0), 0).await;
+    let Some(ReplyEvent::Prompt(tokens)) = events.first() else {
+        panic!("{events:?}");
+    };
+    assert!(tokens[1..].iter().all(|token| {
+        token
+            .scored
+            .as_ref()
+            .is_some_and(|it| it.logprob.top.is_empty())
+    }));
+    assert_eq!(
+        (text(&events, 0), usage(&events).completion),
+        (String::new(), 0)
+    );
+    world.all_free().await;
+    assert_eq!(tenant.memory.bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_workflow_that_knows_no_log_probabilities_of_prompts_fails_and_is_not_believed() {
+    let world = World::new();
+    let workflow = world.load(guest("echo")).await;
+    let tenant = world.tenant(1, Limits::default());
+    let asked = CallRequest {
+        prompt_logprobs: Some(1),
+        ..chat("hello", greedy(1))
+    };
+    let events = collect(world.sandbox.invoke(&workflow, &tenant, asked)).await;
+    assert!(
+        matches!(
+            events.last(),
+            Some(ReplyEvent::End(Err(CallError::Guest(
+                GuestError::Unsupported(_)
+            ))))
+        ),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
 async fn best_of_n_answers_with_its_likeliest_candidate() {
     let world = World::new();
     let workflow = world.load(prebuilt("best_of_n")).await;

@@ -43,8 +43,9 @@ impl Workflow for BestOfN {
         }
         let sequence = model.sequence()?;
         request.append_to(&sequence)?;
+        reply.prompt_logprobs(&sequence)?;
         if request.echo() {
-            reply.text(0, &model.decode(&request.prompt()?)?)?;
+            reply.echo(0)?;
         }
         let best = best_of(candidates(sequence, DEFAULT_N, &request.policy())?)?;
         // The events go out as they came, so that the client's log-probabilities and the reason to stop are real.

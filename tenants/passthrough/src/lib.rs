@@ -23,6 +23,7 @@ impl Workflow for Passthrough {
 
         let sequence = model.sequence()?;
         request.append_to(&sequence)?;
+        reply.prompt_logprobs(&sequence)?;
         let sequences = sequence.split(choices)?;
 
         if request.echo() {

@@ -272,7 +272,7 @@ impl Calls {
     fn reply(&mut self) -> Result<(), Error> {
         let choice = self.number() % 3;
         let text = self.text();
-        match self.random.u32(..6) {
+        match self.random.u32(..7) {
             0 => self.reply.text(choice, &text),
             1 => {
                 let event = self.event();
@@ -284,6 +284,10 @@ impl Calls {
                 log::info(&text);
                 Ok(())
             }
+            5 => match self.random.choice(&self.sequences) {
+                Some(sequence) => self.reply.prompt_logprobs(sequence),
+                None => Ok(()),
+            },
             // Only what is sure to end is waited for.
             _ => match self.runs.pop() {
                 Some(run) => {

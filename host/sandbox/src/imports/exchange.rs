@@ -8,8 +8,8 @@ use crate::bindings::realm::llm::types::{Message, StopReason, Tool, Usage};
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, policy_bytes, usage};
 use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason, prompt};
-use crate::invocation::{Outbox, Queued};
-use crate::memory::CallMemory;
+use crate::invocation::{Outbox, PromptToken, PromptTokens, Queued};
+use crate::memory::{CallMemory, Held};
 use crate::request::{CallRequest, JSON_AT_ONCE_MAX, RequestKind};
 use crate::state::State;
 use crate::{GuestError, ReplyEvent};
@@ -32,6 +32,14 @@ pub(crate) struct Exchange {
     memory: Arc<CallMemory>,
     choices: Vec<Choice>,
     json_sent: bool,
+    /// The tokens of the prompt with their log-probabilities, once the component had them found out.
+    prompt: Option<ScoredPrompt>,
+}
+
+/// Tokens of a prompt, and what pays for them.
+struct ScoredPrompt {
+    tokens: PromptTokens,
+    _held: Held,
 }
 
 /// How far an answer has come.
@@ -51,6 +59,7 @@ impl Exchange {
             memory,
             choices,
             json_sent: false,
+            prompt: None,
         }
     }
 
@@ -69,6 +78,11 @@ impl Exchange {
                 .choices
                 .iter()
                 .any(|choice| *choice != Choice::Untouched)
+    }
+
+    /// Whether the client wants log-probabilities of its prompt that the component has not had found out.
+    pub(crate) fn owes_prompt(&self) -> bool {
+        self.request.scored_alternatives().is_some() && self.prompt.is_none()
     }
 
     /// Ends the answers a workflow wrote to and returned from: the program, which is their author, has ended its turn.
@@ -118,7 +132,7 @@ impl Exchange {
         logprobs: Vec<engine::TokenLogprob>,
     ) -> Result<(), Failure> {
         self.open(choice)?;
-        if text.is_empty() && tokens.is_empty() {
+        if text.is_empty() && tokens.is_empty() && logprobs.is_empty() {
             return Ok(());
         }
         self.send(ReplyEvent::Delta {
@@ -149,6 +163,12 @@ impl Exchange {
     }
 }
 
+/// A client wants log-probabilities of its prompt and the component does not have them found out.
+pub(crate) fn no_prompt_logprobs() -> GuestError {
+    let what = "the workflow gives no log-probabilities of its prompt";
+    GuestError::Unsupported(what.to_owned())
+}
+
 /// What an event takes of the host's memory.
 fn event_bytes(event: &ReplyEvent) -> usize {
     size_of::<Queued>()
@@ -166,8 +186,17 @@ fn event_bytes(event: &ReplyEvent) -> usize {
                     + top.sum::<usize>()
             }
             ReplyEvent::Json(value) => value.len(),
+            ReplyEvent::Echo { text, tokens, .. } => text.len() + prompt_bytes(tokens),
+            ReplyEvent::Prompt(tokens) => prompt_bytes(tokens),
             ReplyEvent::ChoiceFinished { .. } | ReplyEvent::End(_) => 0,
         }
+}
+
+/// What the tokens of a prompt take of the host's memory.
+fn prompt_bytes(tokens: &[PromptToken]) -> usize {
+    let scored = tokens.iter().filter_map(|token| token.scored.as_ref());
+    let top = scored.map(|scored| size_of_val(scored.logprob.top.as_slice()));
+    size_of_val(tokens) + top.sum::<usize>()
 }
 
 impl Host for State {}
@@ -336,12 +365,48 @@ impl HostReply for State {
             .await
     }
 
+    async fn prompt_logprobs(
+        &mut self,
+        _: Resource<ReplyHandle>,
+        sequence: Resource<SequenceHandle>,
+    ) -> Result<(), Failure> {
+        let request = self.request()?;
+        let Some(top) = request.scored_alternatives() else {
+            return Ok(());
+        };
+        let is_told = request.prompt_logprobs.is_some();
+        let (tokens, held) = self.score_prompt(&sequence, top).await?;
+        let exchange = self.exchange()?;
+        let is_first = exchange.prompt.is_none();
+        exchange.prompt = Some(ScoredPrompt {
+            tokens: Arc::clone(&tokens),
+            _held: held,
+        });
+        match is_told && is_first {
+            true => exchange.send(ReplyEvent::Prompt(tokens)).await,
+            false => Ok(()),
+        }
+    }
+
     async fn echo(&mut self, _: Resource<ReplyHandle>, choice: u32) -> Result<(), Failure> {
         let (text, held) = self.prompt_text().await?;
+        let exchange = self.exchange()?;
+        let tokens = match exchange.request.echo_logprobs() {
+            None => PromptTokens::default(),
+            Some(_) => {
+                let prompt = exchange.prompt.as_ref().ok_or_else(no_prompt_logprobs)?;
+                Arc::clone(&prompt.tokens)
+            }
+        };
         // From here on the event pays.
         drop(held);
-        self.exchange()?
-            .delta(choice, text, Vec::new(), Vec::new())
+        exchange.open(choice)?;
+        exchange
+            .send(ReplyEvent::Echo {
+                choice,
+                text,
+                tokens,
+            })
             .await
     }
 
@@ -443,6 +508,7 @@ mod tests {
             kind: kind.into(),
             model: String::new(),
             policy: engine::Policy::default(),
+            prompt_logprobs: None,
             choices: 2,
             deadline: Duration::from_secs(1),
         };

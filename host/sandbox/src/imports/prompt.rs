@@ -5,13 +5,16 @@ use crate::GuestError;
 use crate::bindings::realm::llm::types::{Message, Role, Tool, ToolCall};
 use crate::imports::Failure;
 use crate::imports::json_size::JsonSize;
+use crate::imports::sequence::SequenceHandle;
+use crate::invocation::{PromptToken, PromptTokens};
 use crate::log::{printable, printable_lines};
 use crate::memory::Held;
 use crate::request::{Prompt, RequestKind, SharedKind};
 use crate::state::State;
-use realm_engine::Client;
-use realm_engine::text::{self, ChatMessage, Specials, TextError, TextModel};
+use realm_engine::text::{self, ChatMessage, Specials, TextError, TextModel, TextOffsets};
+use realm_engine::{Client, PromptLogprob};
 use serde_json::{Value, json};
+use wasmtime::component::Resource;
 
 /// What a template writes around a message, and around a call in it.
 const FRAME_BYTES: usize = 128;
@@ -65,6 +68,62 @@ impl State {
         let work = move || client.text().decode_text(&tokens);
         self.worker().run(bytes, work).await
     }
+}
+
+impl State {
+    /// The tokens of a sequence with their log-probabilities and `top` alternatives each, and what pays for them.
+    pub(crate) async fn score_prompt(
+        &mut self,
+        sequence: &Resource<SequenceHandle>,
+        top: u32,
+    ) -> Result<(PromptTokens, Held), Failure> {
+        let kind = self.request()?.kind.clone();
+        let handle = self.table.get_mut(sequence)?;
+        let client = handle.client.clone();
+        let length = handle.sequence.length().await;
+        // A list that grows is there twice for a moment.
+        let token = size_of::<PromptToken>() + top as usize * size_of::<(u32, f32)>();
+        let mut held = self.memory.hold(3 * length as usize * token)?;
+        let handle = self.table.get_mut(sequence)?;
+        let scored = handle.sequence.score(top).await;
+        let handle = self.table.get_mut(sequence)?;
+        let ids = handle.sequence.tokens(0, length).await;
+        let found = scored.and_then(|scored| Ok((ids?, scored)));
+        let (ids, scored) = found.map_err(|error| self.engine_error(error))?;
+        let place = move || scored_tokens(client.text(), &kind, &ids, scored);
+        let (tokens, _) = self.worker().run(0, place).await?;
+        held.resize(length as usize * token)?;
+        Ok((tokens, held))
+    }
+}
+
+/// A prompt's tokens, put to the places in its text.
+fn scored_tokens(
+    text: &TextModel,
+    kind: &RequestKind,
+    ids: &[u32],
+    scored: Vec<PromptLogprob>,
+) -> PromptTokens {
+    let offsets = match kind {
+        RequestKind::Completion {
+            prompt: Prompt::Text(prompt),
+            ..
+        } => text.offsets(prompt, ids),
+        _ => {
+            let mut offsets = TextOffsets::default();
+            let push = |id: &u32| offsets.push(text.token_bytes(*id));
+            ids.iter().map(push).collect()
+        }
+    };
+    // There is nothing before the first.
+    let scored = std::iter::once(None).chain(scored.into_iter().map(Some));
+    let tokens = ids.iter().zip(offsets).zip(scored);
+    let tokens = tokens.map(|((token, offset), scored)| PromptToken {
+        token: *token,
+        offset,
+        scored,
+    });
+    tokens.collect()
 }
 
 /// The tokens of what a client asks. `kind` is held until they are made, whether anybody waits for them or not.

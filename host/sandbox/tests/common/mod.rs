@@ -153,6 +153,7 @@ pub fn request(kind: RequestKind, policy: Policy) -> CallRequest {
         kind: kind.into(),
         model: "scripted".into(),
         policy,
+        prompt_logprobs: None,
         choices: 1,
         deadline: Duration::from_secs(60),
     }
@@ -216,7 +217,11 @@ pub fn text(events: &[ReplyEvent], wanted: u32) -> String {
     events
         .iter()
         .filter_map(|event| match event {
-            ReplyEvent::Delta { choice, text, .. } if *choice == wanted => Some(text.as_str()),
+            ReplyEvent::Delta { choice, text, .. } | ReplyEvent::Echo { choice, text, .. }
+                if *choice == wanted =>
+            {
+                Some(text.as_str())
+            }
             _ => None,
         })
         .collect()

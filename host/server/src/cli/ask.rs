@@ -74,6 +74,7 @@ pub(super) async fn run(run: Run) -> Result<()> {
         kind: kind(run.prompt, run.raw).into(),
         model: name.clone(),
         policy,
+        prompt_logprobs: None,
         choices: 1,
         deadline: DEADLINE,
     };
@@ -151,7 +152,10 @@ async fn print(mut invocation: Invocation) -> Result<()> {
             }
             ReplyEvent::End(Ok(_)) => writeln!(out)?,
             ReplyEvent::End(Err(error)) => bail!("{}", error.public()),
-            ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+            ReplyEvent::Json(_)
+            | ReplyEvent::Echo { .. }
+            | ReplyEvent::Prompt(_)
+            | ReplyEvent::ChoiceFinished { .. } => {}
         }
     }
     Ok(())

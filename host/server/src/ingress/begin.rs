@@ -70,7 +70,8 @@ pub(super) async fn begin(
         },
         model: request.model,
         created: now_ms() / 1000,
-        logprobs: request.policy.logprobs.is_some(),
+        logprobs: request.policy.logprobs,
+        prompt_logprobs: request.prompt_logprobs,
         include_usage: request.include_usage,
         text: Arc::clone(target.base.client.text()),
     };
@@ -78,6 +79,7 @@ pub(super) async fn begin(
         id: request_id.clone(),
         kind: request.kind,
         policy: request.policy,
+        prompt_logprobs: request.prompt_logprobs,
         choices: request.choices,
         started: incoming.started,
         route: incoming.route,

@@ -5,9 +5,10 @@ use super::route::Target;
 use crate::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 use crate::state::{Admission, App, TenantEntry};
+use realm_engine::text::{TextModel, TextOffsets};
 use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
 use realm_sandbox::{
-    CallError, CallRequest, GuestError, Invocation, MemoryCharge, ReplyEvent, RequestKind,
+    CallError, CallRequest, GuestError, Invocation, MemoryCharge, PromptToken, PromptTokens, ReplyEvent, RequestKind,
     SharedKind,
 };
 use std::collections::VecDeque;
@@ -18,6 +19,10 @@ use std::time::{Duration, Instant};
 pub(super) struct Generation {
     invocation: Invocation,
     choices: Vec<ChoiceState>,
+    /// The model's words for its tokens.
+    text: Arc<TextModel>,
+    /// The tokens of the prompt, once they have come.
+    prompt: Option<PromptTokens>,
     /// What the call used, once it has ended.
     usage: Usage,
     /// What follows from an event and has not been given yet.
@@ -36,6 +41,8 @@ pub(super) struct Start {
     pub(super) kind: RequestKind,
     /// Sampling, stops and limits.
     pub(super) policy: Policy,
+    /// How many alternatives to each token of the prompt are asked for.
+    pub(super) prompt_logprobs: Option<u32>,
     /// How many answers.
     pub(super) choices: u32,
     /// When the request came in.
@@ -73,9 +80,20 @@ pub(super) struct Delta {
     pub(super) choice: u32,
     /// Its next text.
     pub(super) text: String,
-    /// Log-probabilities of the tokens behind it, where they were asked for.
-    pub(super) logprobs: Vec<TokenLogprob>,
-    /// Characters of the choice's text before this.
+    /// The tokens behind it, where their log-probabilities were asked for.
+    pub(super) tokens: Vec<TokenEntry>,
+}
+
+/// A token of an answer, or of the prompt in front of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct TokenEntry {
+    /// Its id.
+    pub(super) token: u32,
+    /// Its log-probability; `None` for the first of a prompt.
+    pub(super) logprob: Option<f32>,
+    /// The likeliest tokens in its place, with theirs.
+    pub(super) top: Vec<(u32, f32)>,
+    /// Where its text begins in that of the choice, in characters.
     pub(super) offset: usize,
 }
 
@@ -86,14 +104,45 @@ pub(super) struct Ending {
     pub(super) reasons: Vec<StopReason>,
     /// Tokens.
     pub(super) usage: Usage,
+    /// The tokens of the prompt, where their log-probabilities were asked for.
+    pub(super) prompt: Option<PromptTokens>,
 }
 
 #[derive(Clone, Default)]
 struct ChoiceState {
     /// Why it ended, once it has.
     finished: Option<StopReason>,
-    /// Characters of its text so far.
-    offset: usize,
+    /// Where its tokens begin in its text.
+    places: Places,
+}
+
+/// Where the tokens of an answer begin in its text. Text comes later than its tokens, when a character or a stop string has
+/// to be waited for, and some comes without any: what a component writes itself, and an echoed prompt.
+#[derive(Clone, Default)]
+struct Places {
+    tokens: TextOffsets,
+    /// Characters that came with tokens, or after them as what was held back.
+    shown: usize,
+    /// Characters that are no token's.
+    own: usize,
+}
+
+impl Places {
+    /// Sees a piece of the answer, of `chars` characters, after its tokens.
+    fn text(&mut self, chars: usize, has_tokens: bool) {
+        let held_back = self.tokens.chars().saturating_sub(self.shown);
+        let of_tokens = if has_tokens {
+            chars
+        } else {
+            chars.min(held_back)
+        };
+        self.shown += of_tokens;
+        self.own += chars - of_tokens;
+    }
+
+    fn token(&mut self, bytes: &[u8]) -> usize {
+        self.own + self.tokens.push(bytes)
+    }
 }
 
 impl Generation {
@@ -116,6 +165,7 @@ impl Generation {
             kind: SharedKind::charged(start.kind, start.charge),
             model: target.base.name.clone(),
             policy: start.policy,
+            prompt_logprobs: start.prompt_logprobs,
             choices: start.choices,
             deadline: Duration::from_millis(caller.limits.wall_ms_max),
         };
@@ -130,6 +180,8 @@ impl Generation {
         Generation {
             invocation: app.sandbox.invoke(&target.workflow, &caller, request),
             choices: vec![ChoiceState::default(); start.choices as usize],
+            text: Arc::clone(target.base.client.text()),
+            prompt: None,
             usage: Usage::default(),
             pending: VecDeque::new(),
             context: (prompt, context),
@@ -191,6 +243,7 @@ impl Generation {
         Ending {
             reasons: self.choices.iter().map(reason).collect(),
             usage: self.usage,
+            prompt: self.prompt,
         }
     }
 
@@ -208,20 +261,37 @@ impl Generation {
                 logprobs,
                 ..
             } => {
-                let open = self.choices.get_mut(choice as usize);
-                if let Some(state) = open.filter(|state| state.finished.is_none())
-                    && !(text.is_empty() && logprobs.is_empty())
-                {
-                    let offset = state.offset;
-                    state.offset += text.chars().count();
-                    self.pending.push_back(GenerationEvent::Delta(Delta {
-                        choice,
-                        text,
-                        logprobs,
-                        offset,
-                    }));
+                let model = &self.text;
+                let entries = |places: &mut Places| {
+                    let entry = |said: TokenLogprob| TokenEntry {
+                        offset: places.token(model.token_bytes(said.token)),
+                        token: said.token,
+                        logprob: Some(said.logprob),
+                        top: said.top,
+                    };
+                    let entries: Vec<TokenEntry> = logprobs.into_iter().map(entry).collect();
+                    places.text(text.chars().count(), !entries.is_empty());
+                    entries
+                };
+                if let Some(places) = open_places(&mut self.choices, choice) {
+                    let tokens = entries(places);
+                    self.push_delta(choice, text, tokens);
                 }
             }
+            ReplyEvent::Echo {
+                choice,
+                text,
+                tokens,
+            } => {
+                if let Some(places) = open_places(&mut self.choices, choice) {
+                    let before = places.own + places.tokens.chars();
+                    places.text(text.chars().count(), false);
+                    let entry = |it: &PromptToken| prompt_entry(it, before);
+                    let tokens = tokens.iter().map(entry).collect();
+                    self.push_delta(choice, text, tokens);
+                }
+            }
+            ReplyEvent::Prompt(tokens) => self.prompt = Some(tokens),
             ReplyEvent::Json(value) => self.pending.push_back(GenerationEvent::Value(value)),
             ReplyEvent::ChoiceFinished { choice, reason } => self.finish(choice, reason),
             ReplyEvent::End(Ok(usage)) => {
@@ -240,6 +310,16 @@ impl Generation {
         Ok(())
     }
 
+    fn push_delta(&mut self, choice: u32, text: String, tokens: Vec<TokenEntry>) {
+        if !(text.is_empty() && tokens.is_empty()) {
+            self.pending.push_back(GenerationEvent::Delta(Delta {
+                choice,
+                text,
+                tokens,
+            }));
+        }
+    }
+
     fn finish(&mut self, choice: u32, reason: StopReason) {
         let open = self.choices.get_mut(choice as usize);
         if let Some(state) = open.filter(|state| state.finished.is_none()) {
@@ -247,6 +327,24 @@ impl Generation {
             self.pending
                 .push_back(GenerationEvent::Finished { choice, reason });
         }
+    }
+}
+
+/// Where the tokens of a choice begin that has not ended.
+fn open_places(choices: &mut [ChoiceState], choice: u32) -> Option<&mut Places> {
+    let open = choices.get_mut(choice as usize);
+    open.filter(|state| state.finished.is_none())
+        .map(|state| &mut state.places)
+}
+
+/// The entry of a prompt's token, whose text begins `before` characters into that of the choice.
+fn prompt_entry(prompt: &PromptToken, before: usize) -> TokenEntry {
+    let scored = prompt.scored.as_ref().map(|scored| &scored.logprob);
+    TokenEntry {
+        token: prompt.token,
+        logprob: scored.map(|scored| scored.logprob),
+        top: scored.map_or_else(Vec::new, |scored| scored.top.clone()),
+        offset: before + prompt.offset,
     }
 }
 
@@ -270,7 +368,11 @@ impl Meter {
                 self.delta(unmeasured.min(u32::try_from(tokens.len()).unwrap_or(u32::MAX)));
             }
             ReplyEvent::End(Err(error)) => self.failed(error.code()),
-            ReplyEvent::End(Ok(_)) | ReplyEvent::Json(_) | ReplyEvent::ChoiceFinished { .. } => {}
+            ReplyEvent::End(Ok(_))
+            | ReplyEvent::Json(_)
+            | ReplyEvent::Echo { .. }
+            | ReplyEvent::Prompt(_)
+            | ReplyEvent::ChoiceFinished { .. } => {}
         }
     }
 
@@ -313,6 +415,24 @@ impl Drop for Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_begin_where_their_text_does_however_late_it_comes() {
+        let mut places = Places::default();
+        let letter = "é".as_bytes();
+        // A prompt that is echoed, then tokens whose text waits for a stop string that does not come, or for a byte.
+        places.text(5, false);
+        assert_eq!(places.token(b"ab"), 5);
+        places.text(0, true);
+        assert_eq!(places.token(&letter[..1]), 7);
+        places.text(2, true);
+        assert_eq!(places.token(&letter[1..]), 7);
+        places.text(0, true);
+        // What was held back, and then what the component says itself.
+        places.text(1, false);
+        places.text(3, false);
+        assert_eq!(places.token(b"x"), 11);
+    }
 
     #[test]
     fn the_time_between_tokens_is_that_of_tokens_the_engine_made() {

@@ -11,7 +11,7 @@ mod tools;
 use super::json::{self, Count, Decimal, List, Object, Seed, TokenId, TopK};
 use super::parameters::{self, Route};
 use crate::error::{ApiError, ApiResult, shown};
-use realm_engine::{Policy, STOP_TOKENS_MAX, STOPS_MAX};
+use realm_engine::{LOGPROBS_MAX, Policy, STOP_TOKENS_MAX, STOPS_MAX};
 use realm_sandbox::{Prompt, RequestKind};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -60,6 +60,8 @@ pub(super) struct GenerationRequest {
     pub(super) kind: RequestKind,
     /// Sampling, stops and limits.
     pub(super) policy: Policy,
+    /// How many alternatives to each token of the prompt are asked for.
+    pub(super) prompt_logprobs: Option<u32>,
     /// How many answers.
     pub(super) choices: u32,
     /// Whether to send text as it is made.
@@ -99,16 +101,23 @@ impl GenerationRequest {
             let what = format!("must be from 1 to {CHOICES_MAX}, not {choices}");
             return Err(ApiError::field("n", what));
         }
-        let mut policy = common.policy()?;
+        let prompt_logprobs = common.prompt_logprobs(stream)?;
+        let mut policy = common.policy();
         let kind = match family {
             Family::Chat => chat::read(json::parse(text, what)?, &mut policy)?,
             Family::Completion => completion::read(json::parse(text, what)?, &mut policy, choices)?,
         };
+        let echo = matches!(kind, RequestKind::Completion { echo: true, .. });
+        if policy.max_tokens == Some(0) && !echo && prompt_logprobs.is_none() {
+            let what = "must be at least 1, unless echo or prompt_logprobs is asked for";
+            return Err(ApiError::field(common.max_tokens().0, what));
+        }
         Ok(GenerationRequest {
             family,
             model,
             kind,
             policy,
+            prompt_logprobs,
             choices,
             stream,
             include_usage,
@@ -235,6 +244,7 @@ struct CommonFields {
     stop: Option<Stops>,
     stop_token_ids: Option<List<TokenId, STOP_TOKENS_MAX>>,
     logit_bias: Option<LogitBias>,
+    prompt_logprobs: Option<Count>,
     stream: Option<bool>,
     stream_options: Option<Object<StreamOptions>>,
 }
@@ -246,29 +256,42 @@ struct StreamOptions {
 }
 
 impl CommonFields {
-    /// Tokens to generate at most, under whichever name they are given.
-    fn max_tokens(&self) -> ApiResult<Option<u32>> {
+    /// Tokens to generate at most, and the name they are given under.
+    fn max_tokens(&self) -> (&'static str, Option<u32>) {
         let named = [
             ("max_completion_tokens", self.max_completion_tokens),
             ("max_tokens", self.max_tokens),
             ("n_predict", self.n_predict),
         ];
-        match named
+        let given = named
             .iter()
-            .find_map(|(name, count)| Some((name, (*count)?.0)))
-        {
-            Some((name, 0)) => Err(ApiError::field(name, "must be at least 1, not 0")),
-            given => Ok(given.map(|(_, count)| count)),
+            .find_map(|(name, count)| Some((*name, Some((*count)?.0))));
+        given.unwrap_or(("max_tokens", None))
+    }
+
+    fn prompt_logprobs(&self, stream: bool) -> ApiResult<Option<u32>> {
+        const FIELD: &str = "prompt_logprobs";
+        match self.prompt_logprobs.map(|count| count.0) {
+            Some(top) if top > LOGPROBS_MAX => {
+                let what = format!("must be from 0 to {LOGPROBS_MAX}, not {top}");
+                Err(ApiError::field(FIELD, what))
+            }
+            // They belong to the whole answer; the events of a stream have no place for them.
+            Some(_) if stream => {
+                let what = "can only be used when stream is false";
+                Err(ApiError::field(FIELD, what))
+            }
+            top => Ok(top),
         }
     }
 
-    fn policy(&self) -> ApiResult<Policy> {
+    fn policy(&self) -> Policy {
         let standard = Policy::default();
         let repetition_penalty = self.repetition_penalty.or(self.repeat_penalty);
         let stop_tokens = self.stop_token_ids.as_ref().map_or(&[][..], |it| &it.0);
         let decimal = |value: Option<Decimal>, standard: f32| value.map_or(standard, |it| it.0);
-        Ok(Policy {
-            max_tokens: self.max_tokens()?,
+        Policy {
+            max_tokens: self.max_tokens().1,
             min_tokens: self.min_tokens.map_or(0, |count| count.0),
             ignore_eos: self.ignore_eos.unwrap_or(standard.ignore_eos),
             temperature: decimal(self.temperature, standard.temperature),
@@ -289,7 +312,7 @@ impl CommonFields {
                 .map_or_else(Vec::new, |stops| stops.0.clone()),
             stop_token_ids: stop_tokens.iter().map(|token| token.0).collect(),
             ..standard
-        })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::whole::Whole;
 use crate::ingress::generation::Delta;
 use crate::ingress::request::Family;
 use realm_engine::text::TextModel;
-use realm_engine::{StopReason, TokenLogprob, Usage};
+use realm_engine::{StopReason, Usage};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -18,8 +18,10 @@ pub(in crate::ingress) struct Renderer {
     pub(in crate::ingress) model: String,
     /// Seconds since 1970.
     pub(in crate::ingress) created: i64,
-    /// Whether log-probabilities were asked for.
-    pub(in crate::ingress) logprobs: bool,
+    /// How many alternatives to each token of the answer were asked for.
+    pub(in crate::ingress) logprobs: Option<u32>,
+    /// The same of the prompt.
+    pub(in crate::ingress) prompt_logprobs: Option<u32>,
     /// Whether chunks have a place for the token counts.
     pub(in crate::ingress) include_usage: bool,
     /// The model's words for its tokens.
@@ -30,9 +32,9 @@ impl Renderer {
     /// The body of a whole answer.
     pub(in crate::ingress) fn whole(&self, whole: &Whole) -> Value {
         let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
-            let logprobs = self.logprobs(&choice.logprobs, 0);
+            let logprobs = self.logprobs(&choice.tokens);
             let reason = finish_reason(choice.reason);
-            match self.family {
+            let mut body = match self.family {
                 Family::Chat => json!({
                     "index": index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": null},
@@ -42,7 +44,11 @@ impl Renderer {
                 Family::Completion => {
                     json!({"index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": reason})
                 }
+            };
+            if self.family == Family::Completion {
+                self.add_prompt(&mut body, whole);
             }
+            body
         });
         let object = match self.family {
             Family::Chat => "chat.completion",
@@ -50,7 +56,18 @@ impl Renderer {
         };
         let mut body = self.envelope(object, choices.collect());
         body["usage"] = usage(&whole.usage);
+        if self.family == Family::Chat {
+            self.add_prompt(&mut body, whole);
+        }
         body
+    }
+
+    /// Adds the log-probabilities of the prompt where they were asked for. vLLM has them once in a chat, and in every
+    /// choice of a completion.
+    fn add_prompt(&self, body: &mut Value, whole: &Whole) {
+        if self.prompt_logprobs.is_some() {
+            body["prompt_logprobs"] = self.prompt_logprobs(whole.prompt.as_deref());
+        }
     }
 
     /// The chunk that opens a choice of a chat; completions have none.
@@ -66,9 +83,9 @@ impl Renderer {
     /// The chunk of a piece of text.
     pub(in crate::ingress) fn delta(&self, delta: &Delta) -> Value {
         let Delta { choice, text, .. } = delta;
-        let logprobs = match delta.logprobs.as_slice() {
+        let logprobs = match delta.tokens.as_slice() {
             [] => Value::Null,
-            some => self.logprobs(some, delta.offset),
+            some => self.logprobs(some),
         };
         self.chunk(match self.family {
             Family::Chat => json!([{
@@ -117,52 +134,6 @@ impl Renderer {
             "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
             "system_fingerprint": null,
         })
-    }
-
-    /// Log-probabilities of tokens whose text begins `offset` characters into the choice's; null unless asked for.
-    pub(in crate::ingress) fn logprobs(&self, entries: &[TokenLogprob], offset: usize) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
-        match self.family {
-            Family::Chat => {
-                let entry = |token: u32, logprob: f32| {
-                    let bytes = self.text.token_bytes(token);
-                    json!({"token": self.text.token_text(token), "logprob": logprob, "bytes": bytes})
-                };
-                let content: Vec<Value> = entries
-                    .iter()
-                    .map(|chosen| {
-                        let mut value = entry(chosen.token, chosen.logprob);
-                        value["top_logprobs"] = chosen
-                            .top
-                            .iter()
-                            .map(|&(token, logprob)| entry(token, logprob))
-                            .collect();
-                        value
-                    })
-                    .collect();
-                json!({"content": content, "refusal": null})
-            }
-            Family::Completion => self.completion_logprobs(entries, offset),
-        }
-    }
-
-    fn completion_logprobs(&self, entries: &[TokenLogprob], mut offset: usize) -> Value {
-        let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        for entry in entries {
-            let text = self.text.token_text(entry.token);
-            let top = entry
-                .top
-                .iter()
-                .map(|&(token, logprob)| (self.text.token_text(token), json!(logprob)));
-            tops.push(Value::Object(top.collect()));
-            offsets.push(offset);
-            offset += text.chars().count();
-            tokens.push(text);
-            values.push(entry.logprob);
-        }
-        json!({"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets})
     }
 }
 

@@ -1,11 +1,11 @@
 //! A whole answer: all choices, collected to the end.
 
 use crate::error::{ApiError, ApiResult};
-use crate::ingress::generation::{Ending, Generation};
+use crate::ingress::generation::{Ending, Generation, TokenEntry};
 use crate::state::TenantEntry;
 use axum::http::StatusCode;
-use realm_engine::{StopReason, TokenLogprob, Usage};
-use realm_sandbox::MemoryCharge;
+use realm_engine::{StopReason, Usage};
+use realm_sandbox::{MemoryCharge, PromptToken, PromptTokens};
 
 /// Text of a whole answer, all choices together. A component could write without end; a stream need not hold it.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -23,6 +23,8 @@ pub(in crate::ingress) struct Whole {
     pub(in crate::ingress) choices: Vec<Choice>,
     /// Tokens.
     pub(in crate::ingress) usage: Usage,
+    /// The tokens of the prompt, where their log-probabilities were asked for.
+    pub(in crate::ingress) prompt: Option<PromptTokens>,
     /// What it holds of its tenant's memory, and what is made of it will.
     pub(in crate::ingress) charge: MemoryCharge,
 }
@@ -32,8 +34,8 @@ pub(in crate::ingress) struct Whole {
 pub(in crate::ingress) struct Choice {
     /// All of its text.
     pub(in crate::ingress) text: String,
-    /// One for each token, when asked for.
-    pub(in crate::ingress) logprobs: Vec<TokenLogprob>,
+    /// Its tokens, where their log-probabilities were asked for.
+    pub(in crate::ingress) tokens: Vec<TokenEntry>,
     /// Why it ended.
     pub(in crate::ingress) reason: StopReason,
 }
@@ -51,7 +53,7 @@ pub(in crate::ingress) async fn collect(
     let (mut bytes, mut held) = (0, 0);
     while let Some(delta) = generation.next_delta().await? {
         bytes += delta.text.len();
-        let entries = delta.logprobs.iter().map(|logprob| 1 + logprob.top.len());
+        let entries = delta.tokens.iter().map(|token| 1 + token.top.len());
         held += delta.text.len() * TEXT_FACTOR + entries.sum::<usize>() * LOGPROB_BYTES;
         if bytes > ANSWER_BYTES_MAX {
             let error = too_large();
@@ -61,22 +63,38 @@ pub(in crate::ingress) async fn collect(
         if held > charge.bytes() {
             charge.resize(held + CHARGE_STEP)?;
         }
-        let (text, logprobs) = &mut texts[delta.choice as usize];
+        let (text, tokens) = &mut texts[delta.choice as usize];
         text.push_str(&delta.text);
-        logprobs.extend(delta.logprobs);
+        tokens.extend(delta.tokens);
     }
-    let Ending { reasons, usage } = generation.ending();
+    let Ending {
+        reasons,
+        usage,
+        prompt,
+    } = generation.ending();
+    if let Some(prompt) = &prompt {
+        // Completions repeat it in every choice.
+        held += reasons.len() * prompt.iter().map(prompt_entry_bytes).sum::<usize>();
+        charge.resize(held + CHARGE_STEP)?;
+    }
     let choices = texts.into_iter().zip(reasons);
-    let choices = choices.map(|((text, logprobs), reason)| Choice {
+    let choices = choices.map(|((text, tokens), reason)| Choice {
         text,
-        logprobs,
+        tokens,
         reason,
     });
     Ok(Whole {
         choices: choices.collect(),
         usage,
+        prompt,
         charge,
     })
+}
+
+/// What a token of a prompt takes until it is sent: an object for itself and one for each alternative.
+fn prompt_entry_bytes(token: &PromptToken) -> usize {
+    let top = token.scored.as_ref().map_or(0, |it| it.logprob.top.len());
+    (1 + top) * LOGPROB_BYTES
 }
 
 fn too_large() -> ApiError {

@@ -32,12 +32,12 @@ pub(in crate::ingress) async fn stream(
             break;
         };
         let mut data = json!({"choice": delta.choice, "text": delta.text});
-        if renderer.logprobs {
-            data["logprobs"] = renderer.logprobs(&delta.logprobs, delta.offset);
+        if renderer.logprobs.is_some() {
+            data["logprobs"] = renderer.logprobs(&delta.tokens);
         }
         out.streaming(&data).await?;
     }
-    let Ending { reasons, usage } = generation.ending();
+    let Ending { reasons, usage, .. } = generation.ending();
     let choices = reasons.into_iter().enumerate();
     let choices = choices
         .map(|(index, reason)| json!({"index": index, "finish_reason": finish_reason(reason)}));
@@ -57,12 +57,16 @@ pub(in crate::ingress) async fn whole(
     let choices = whole.choices.iter().enumerate().map(|(index, choice)| {
         let reason = finish_reason(choice.reason);
         let mut data = json!({"index": index, "text": choice.text, "finish_reason": reason});
-        if renderer.logprobs {
-            data["logprobs"] = renderer.logprobs(&choice.logprobs, 0);
+        if renderer.logprobs.is_some() {
+            data["logprobs"] = renderer.logprobs(&choice.tokens);
         }
         data
     });
-    Ok(last(renderer, choices.collect(), &whole.usage))
+    let mut data = last(renderer, choices.collect(), &whole.usage);
+    if renderer.prompt_logprobs.is_some() {
+        data["prompt_logprobs"] = renderer.prompt_logprobs(whole.prompt.as_deref());
+    }
+    Ok(data)
 }
 
 /// What completes a call for text.

@@ -46,10 +46,6 @@ pub(super) fn read(
     };
     let prompt = prompt(fields.prompt.0)?;
     let echo = fields.echo.unwrap_or(false);
-    if echo && policy.logprobs.is_some() {
-        let what = "log-probabilities of an echoed prompt";
-        return Err(ApiError::unsupported("logprobs", what));
-    }
     if fields.best_of.is_some_and(|best_of| best_of.0 != choices) {
         let what = "a value other than n";
         return Err(ApiError::unsupported("best_of", what));

@@ -145,6 +145,26 @@ fn clients_write_the_same_in_many_ways() {
 }
 
 #[test]
+fn an_answer_without_tokens_is_for_those_who_ask_about_the_prompt() {
+    let nothing = |family, more| parse(family, &more).unwrap();
+    let request = nothing(
+        Family::Completion,
+        json!({"max_tokens": 0, "echo": true, "logprobs": 5}),
+    );
+    assert_eq!(request.policy.max_tokens, Some(0));
+    assert_eq!(
+        (request.policy.logprobs, request.prompt_logprobs),
+        (Some(5), None)
+    );
+    let request = nothing(Family::Chat, json!({"max_tokens": 0, "prompt_logprobs": 0}));
+    assert_eq!(request.policy.max_tokens, Some(0));
+    assert_eq!(
+        (request.policy.logprobs, request.prompt_logprobs),
+        (None, Some(0))
+    );
+}
+
+#[test]
 fn a_bias_of_what_is_no_token_is_shown() {
     for (key, family) in [
         ("abc", Family::Chat),
@@ -265,6 +285,12 @@ fn a_wrong_field_of_either_kind_is_named_by_its_path() {
             INVALID,
         ),
         (json!({"temperature": "hot"}), "temperature", INVALID),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs", INVALID),
+        (
+            json!({"prompt_logprobs": 1, "stream": true}),
+            "prompt_logprobs",
+            INVALID,
+        ),
         (json!({"n": 0}), "n", INVALID),
         (json!({"n": 9}), "n", INVALID),
         (json!({"stop": [1]}), "stop[0]", INVALID),
@@ -398,11 +424,6 @@ fn a_wrong_field_of_a_completion_is_named_by_its_path() {
         (json!({"suffix": "x"}), "suffix", UNSUPPORTED),
         (json!({"best_of": 3}), "best_of", UNSUPPORTED),
         (json!({"logprobs": 6}), "logprobs", INVALID),
-        (
-            json!({"echo": true, "logprobs": 1}),
-            "logprobs",
-            UNSUPPORTED,
-        ),
     ];
     refusals(Family::Completion, &cases);
 }

@@ -109,6 +109,7 @@ impl FunctionCall {
                 parameters_json,
             },
             policy: Policy::default(),
+            prompt_logprobs: None,
             choices: 1,
             started,
             route: ROUTE,
