@@ -98,7 +98,7 @@ const EMPTY: &[&str] = &["[]"];
 #[rustfmt::skip]
 const PARAMETERS: &[Parameter] = &[
     // How much, and where it ends.
-    does("max_tokens", TEXT, "tokens to generate at most, from 1; by default 16 for a completion", "3"),
+    does("max_tokens", TEXT, "tokens to generate at most, from 1, or from 0 with `echo` or `prompt_logprobs`; by default 16 for a completion", "3"),
     does("max_completion_tokens", TEXT, "the same; wins where both are given", "3"),
     does("n_predict", TEXT, "the same, where neither of them is given", "3"),
     does("min_tokens", TEXT, "until so many tokens are made, no token that would end the answer is chosen and no stop string is looked for", "5"),
@@ -122,7 +122,8 @@ const PARAMETERS: &[Parameter] = &[
     does("logprobs", CHAT, "true tells the log-probability of each token", "true"),
     does_with("top_logprobs", CHAT, "0 to 20 likeliest tokens at each place; needs `logprobs`", "2", r#"{"logprobs": true}"#),
     does("logprobs", COMPLETION, "the log-probability of each token, and of 0 to 5 likeliest at its place", "2"),
-    does("echo", COMPLETION, "true begins the answer with the prompt", "true"),
+    does("echo", COMPLETION, "true begins the answer with the prompt, and with `logprobs` those of its tokens", "true"),
+    does("prompt_logprobs", TEXT, "the log-probability of each token of the prompt, and of 0 to 20 likeliest at its place; not with `stream`", "1"),
     does("stream", TEXT, "true sends text as it is made", "true"),
     does_with("stream_options", TEXT, "`include_usage`; needs `stream`", r#"{"include_usage": true}"#, r#"{"stream": true}"#),
     does("tools", CHAT, "given to the model's chat template", r#"[{"type": "function", "function": {"name": "f"}}]"#),
@@ -146,7 +147,6 @@ const PARAMETERS: &[Parameter] = &[
     refused("suffix", TEXT, &["\"\""], "\" the end\""),
     refused("best_of", CHAT, &["1"], "3"),
     // vLLM.
-    refused("prompt_logprobs", TEXT, NONE, "1"),
     refused("add_generation_prompt", TEXT, TRUE, "false"),
     refused("continue_final_message", TEXT, FALSE, "true"),
     refused("chat_template", TEXT, NONE, "\"{{ messages }}\""),
