@@ -64,7 +64,7 @@ impl StepLoop {
         self.carry_out(&plan);
         if !plan.spans.is_empty() {
             match self.forward(&plan)? {
-                Ok(()) => self.emit(&plan),
+                Ok(took) => self.emit(&plan, took),
                 Err(refused) => self.refuse(&plan, &refused),
             }
         }
@@ -161,8 +161,9 @@ impl StepLoop {
         add(&counters.yields, plan.yielded.len());
     }
 
-    /// Computes the planned rows. A batch the executor refuses costs its own sequences only; a panic, the engine.
-    fn forward(&mut self, plan: &Plan) -> Result<Result<(), EngineError>, EngineError> {
+    /// Computes the planned rows, and says how long that took. A batch the executor refuses costs its own sequences only; a
+    /// panic, the engine.
+    fn forward(&mut self, plan: &Plan) -> Result<Result<Duration, EngineError>, EngineError> {
         let batch = match self.batch.rows(plan) {
             Ok(batch) => batch,
             Err(error) => return Ok(Err(EngineError::Internal(error.to_string()))),
@@ -183,9 +184,7 @@ impl StepLoop {
             );
             return Ok(Err(EngineError::Internal(what)));
         }
-        let took = self.clock.now().saturating_sub(began);
-        self.scheduler.observe(plan, took);
-        Ok(Ok(()))
+        Ok(Ok(self.clock.now().saturating_sub(began)))
     }
 
     /// Fails everything that was to be computed in this step.
@@ -195,14 +194,18 @@ impl StepLoop {
         }
     }
 
-    /// Samples and emits for every computed span, in batch order.
-    fn emit(&mut self, plan: &Plan) {
+    /// Samples and emits for every span, in batch order. The rows took so long to compute.
+    fn emit(&mut self, plan: &Plan, computing: Duration) {
         for span in &plan.spans {
             self.batch.computed(span);
         }
         let (executor, clock) = (&*self.executor, &*self.clock);
         let (spans, logits) = (&plan.spans, &mut self.logits);
+        let began = clock.now();
         let scores = (self.emitter).score(&self.batch, spans, logits, executor, clock);
+        // Scoring is a part of what the rows of such a prompt cost.
+        let scoring = clock.now().saturating_sub(began);
+        self.scheduler.observe(plan, computing + scoring);
         let choices = self.emitter.choose(spans, logits, executor, clock);
         for score in scores {
             if let Some(sequence) = self.batch.get(score.sequence) {

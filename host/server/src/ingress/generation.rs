@@ -8,8 +8,8 @@ use crate::state::{Admission, App, TenantEntry};
 use realm_engine::text::{TextModel, TextOffsets};
 use realm_engine::{Policy, StopReason, TokenLogprob, Usage};
 use realm_sandbox::{
-    CallError, CallRequest, GuestError, Invocation, MemoryCharge, PromptToken, PromptTokens, ReplyEvent, RequestKind,
-    SharedKind,
+    CallError, CallRequest, GuestError, Invocation, MemoryCharge, PromptToken, PromptTokens,
+    ReplyEvent, RequestKind, SharedKind,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub(super) struct Generation {
     usage: Usage,
     /// What follows from an event and has not been given yet.
     pending: VecDeque<GenerationEvent>,
+    /// The prompt in front of an answer, as far as it has not been given yet.
+    echo: Option<Echo>,
     /// The field of the prompt, if it has one, and the tokens that it and an answer can have.
     context: (Option<&'static str>, u32),
     meter: Meter,
@@ -184,6 +186,7 @@ impl Generation {
             prompt: None,
             usage: Usage::default(),
             pending: VecDeque::new(),
+            echo: None,
             context: (prompt, context),
             meter,
             _admission: start.admission,
@@ -198,6 +201,9 @@ impl Generation {
         loop {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
+            }
+            if let Some(delta) = self.echo.as_mut().and_then(Echo::next) {
+                return Ok(GenerationEvent::Delta(delta));
             }
             let event = self
                 .invocation
@@ -286,9 +292,14 @@ impl Generation {
                 if let Some(places) = open_places(&mut self.choices, choice) {
                     let before = places.own + places.tokens.chars();
                     places.text(text.chars().count(), false);
-                    let entry = |it: &PromptToken| prompt_entry(it, before);
-                    let tokens = tokens.iter().map(entry).collect();
-                    self.push_delta(choice, text, tokens);
+                    self.echo = Some(Echo {
+                        choice,
+                        text,
+                        tokens,
+                        before,
+                        chars: 0,
+                        told: 0,
+                    });
                 }
             }
             ReplyEvent::Prompt(tokens) => self.prompt = Some(tokens),
@@ -335,6 +346,50 @@ fn open_places(choices: &mut [ChoiceState], choice: u32) -> Option<&mut Places> 
     let open = choices.get_mut(choice as usize);
     open.filter(|state| state.finished.is_none())
         .map(|state| &mut state.places)
+}
+
+/// Tokens of an echoed prompt that are given at once: of a long one all entries together would take many times what its
+/// tokens do.
+const ECHO_TOKENS_MAX: usize = 256;
+
+/// A prompt in front of an answer, which is given in pieces.
+struct Echo {
+    choice: u32,
+    text: String, // that has not been given
+    tokens: PromptTokens,
+    before: usize, // characters of the answer in front of it
+    chars: usize,  // given
+    told: usize,   // tokens given
+}
+
+impl Echo {
+    /// Its next piece. The text of a piece ends where the next one's first token begins.
+    fn next(&mut self) -> Option<Delta> {
+        let rest = &self.tokens[self.told..];
+        if self.text.is_empty() && rest.is_empty() {
+            return None;
+        }
+        let (piece, later) = rest.split_at(rest.len().min(ECHO_TOKENS_MAX));
+        let entries = piece.iter().map(|token| prompt_entry(token, self.before));
+        let tokens: Vec<TokenEntry> = entries.collect();
+        self.told += tokens.len();
+        let end = later.first().and_then(|next| {
+            let chars = next.offset.saturating_sub(self.chars);
+            Some((chars, self.text.char_indices().nth(chars)?.0))
+        });
+        let text = match end {
+            Some((chars, bytes)) => {
+                self.chars += chars;
+                self.text.drain(..bytes).collect()
+            }
+            None => std::mem::take(&mut self.text),
+        };
+        Some(Delta {
+            choice: self.choice,
+            text,
+            tokens,
+        })
+    }
 }
 
 /// The entry of a prompt's token, whose text begins `before` characters into that of the choice.
@@ -432,6 +487,50 @@ mod tests {
         places.text(1, false);
         places.text(3, false);
         assert_eq!(places.token(b"x"), 11);
+    }
+
+    #[test]
+    fn a_long_prompt_is_echoed_in_pieces_that_add_up() {
+        // Two tokens a character, so that the text of a piece could end in the middle of one.
+        let text = "é".repeat(400) + "!";
+        let token = |index: usize| PromptToken {
+            token: index as u32,
+            offset: index.div_ceil(2),
+            scored: None,
+        };
+        let mut echo = Echo {
+            choice: 1,
+            text: text.clone(),
+            tokens: (0..801).map(token).collect(),
+            before: 3,
+            chars: 0,
+            told: 0,
+        };
+        let pieces: Vec<Delta> = std::iter::from_fn(|| echo.next()).collect();
+        let sizes: Vec<usize> = pieces.iter().map(|piece| piece.tokens.len()).collect();
+        assert_eq!(sizes, [256, 256, 256, 33]);
+        let joined: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+        assert_eq!(joined, text);
+        let mut before = 3;
+        for piece in &pieces {
+            assert_eq!((piece.choice, piece.tokens[0].offset), (1, before));
+            before += piece.text.chars().count();
+        }
+        let tokens = pieces.iter().flat_map(|piece| &piece.tokens);
+        let offsets: Vec<usize> = tokens.map(|token| token.offset).collect();
+        let expected: Vec<usize> = (0..801_usize).map(|index| 3 + index.div_ceil(2)).collect();
+        assert_eq!(offsets, expected);
+        // Without log-probabilities it is only a text.
+        let mut echo = Echo {
+            choice: 0,
+            text: text.clone(),
+            tokens: PromptTokens::default(),
+            before: 0,
+            chars: 0,
+            told: 0,
+        };
+        assert_eq!(echo.next().map(|piece| piece.text), Some(text));
+        assert!(echo.next().is_none());
     }
 
     #[test]

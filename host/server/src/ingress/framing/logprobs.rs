@@ -27,7 +27,8 @@ impl Renderer {
 
     fn chat_entry(&self, entry: &TokenEntry, top: u32) -> Value {
         let value = |token: u32, logprob: Value| {
-            let bytes = self.text.token_bytes(token);
+            // A control token has a name and stands for no text.
+            let bytes = Some(self.text.token_bytes(token)).filter(|it| !it.is_empty());
             json!({"token": self.token_name(token, ""), "logprob": logprob, "bytes": bytes})
         };
         let alternatives = entry.top.iter().take(top as usize);
@@ -54,13 +55,16 @@ impl Renderer {
         })
     }
 
-    /// The alternatives by name. Tokens whose names are alike, or that have none, are told apart by their ids.
+    /// The alternatives by name. The name of the token that stands there is its own; of others whose names are alike the
+    /// likeliest has it, and those that are left without one are told apart by their ids.
     fn named_alternatives(&self, entry: &TokenEntry, top: u32) -> Value {
+        let own = self.token_name(entry.token, BYTES);
         let mut named = Map::new();
         for (token, logprob) in entry.top.iter().take(top as usize) {
             let mut name = self.token_name(*token, BYTES);
-            if name.is_empty() || named.contains_key(&name) {
-                name = format!("token_id:{token}");
+            let is_taken = named.contains_key(&name) || (*token != entry.token && name == own);
+            if name.is_empty() || is_taken || name.starts_with(BY_ID) {
+                name = format!("{BY_ID}{token}");
             }
             named.insert(name, finite(*logprob).into());
         }
@@ -113,6 +117,8 @@ impl Renderer {
 
 /// What OpenAI's completions begin the name of a token with that is a part of a character.
 const BYTES: &str = "bytes:";
+/// What vLLM begins the name of a token with that is called by its id.
+const BY_ID: &str = "token_id:";
 
 fn finite(logprob: f32) -> f32 {
     logprob.max(NEVER)
@@ -125,14 +131,15 @@ mod tests {
     use realm_engine::{PromptLogprob, TokenLogprob};
     use std::sync::Arc;
 
-    /// Bytes, a letter that is also one of them, a token of a byte and a half, and two control tokens of one name.
+    /// Bytes, a letter that is also one of them, two control tokens of one name, a token without a name, and one that looks
+    /// like the id of another.
     fn renderer(family: Family) -> Renderer {
         let mut tokens: Vec<String> = (0..=255_u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        tokens.extend(["A", "<|x|>", "<|x|>"].map(str::to_owned));
+        tokens.extend(["A", "<|x|>", "<|x|>", "", "token_id:256"].map(str::to_owned));
         let text = TextModel::new(TextSource {
             model: "llama".to_owned(),
             scores: vec![0.0; tokens.len()],
-            token_types: [vec![6; 256], vec![1, 3, 3]].concat(),
+            token_types: [vec![6; 256], vec![1, 3, 3, 1, 1]].concat(),
             tokens,
             ..TextSource::default()
         });
@@ -171,14 +178,23 @@ mod tests {
             top: Vec::new(),
             offset: 0,
         };
-        let found = renderer(Family::Completion).logprobs(&[first, entry()]);
+        // The second letter stands there, though the first is likelier.
+        let letter = TokenEntry {
+            token: 256,
+            logprob: Some(-3.0),
+            top: vec![(260, -1.0), (0x41, -2.0), (256, -3.0), (259, -4.0)],
+            offset: 4,
+        };
+        let found = renderer(Family::Completion).logprobs(&[first, entry(), letter]);
         let expected = json!({
-            "tokens": ["<|x|>", "bytes:\\xe2"],
-            "token_logprobs": [null, -0.5],
+            "tokens": ["<|x|>", "bytes:\\xe2", "A"],
+            "token_logprobs": [null, -0.5, -3.0],
             "top_logprobs": [null, {
                 "bytes:\\xe2": -0.5, "bytes:\\x80": -1.0, "A": -2.0, "token_id:256": -3.0, "<|x|>": -9999.0,
+            }, {
+                "token_id:260": -1.0, "token_id:65": -2.0, "A": -3.0, "token_id:259": -4.0,
             }],
-            "text_offset": [0, 3],
+            "text_offset": [0, 3, 4],
         });
         assert_eq!(found, expected);
     }
@@ -193,7 +209,10 @@ mod tests {
         let names: Vec<&str> = top.iter().filter_map(|it| it["token"].as_str()).collect();
         assert_eq!(names, ["\\xe2", "\\x80", "A", "A", "<|x|>"]);
         assert_eq!(top[2]["bytes"], top[3]["bytes"]);
-        assert_eq!(top[4]["logprob"], -9999.0);
+        assert_eq!(
+            (&top[4]["logprob"], &top[4]["bytes"]),
+            (&json!(-9999.0), &Value::Null)
+        );
     }
 
     #[test]
