@@ -160,7 +160,7 @@ fn an_answer_ends_where_it_was_asked_to() -> Result<()> {
     is(
         json!({"logit_bias": stop, "stop_token_ids": stops}),
         "",
-        0,
+        1,
         "stop",
     )?;
     is(json!({"logit_bias": stop, "stop": ".."}), "", 2, "stop")?;

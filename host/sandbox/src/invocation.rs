@@ -7,11 +7,12 @@ use crate::engine_config::BACKTRACE_FRAMES;
 use crate::imports::exchange::{Exchange, ReplyHandle, RequestHandle, no_prompt_logprobs};
 use crate::log::{LogLevel, LogSink, printable};
 use crate::memory::{Held, NoMemory};
+use crate::prompt_tokens::PromptTokens;
 use crate::request::{CallRequest, RequestKind};
 use crate::state::{Charges, State};
 use crate::ticker::Ticker;
 use crate::{CallError, Inner, Tenant, describe};
-use realm_engine::{Account, PromptLogprob, StopReason, TokenLogprob, Usage};
+use realm_engine::{Account, StopReason, TokenLogprob, Usage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -60,20 +61,6 @@ pub enum ReplyEvent {
     },
     /// The call has ended. Always the last event, and there is exactly one.
     End(Result<Usage, CallError>),
-}
-
-/// The tokens of a prompt, in their order. Shared by all answers that begin with it.
-pub type PromptTokens = Arc<[PromptToken]>;
-
-/// A token of a prompt.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PromptToken {
-    /// Its id.
-    pub token: u32,
-    /// Where it begins in the prompt's text, in characters.
-    pub offset: usize,
-    /// What the model made of it; `None` of the first, before which there is nothing.
-    pub scored: Option<PromptLogprob>,
 }
 
 /// A call under way. Dropping it is hanging up: the store goes, and with it memory, sequences and KV blocks.

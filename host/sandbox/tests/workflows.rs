@@ -8,7 +8,8 @@ use common::{World, call, chat, collect, guest, prebuilt, request, text};
 use realm_sandbox::engine::scripted::Script;
 use realm_sandbox::engine::{Policy, StopReason, Usage};
 use realm_sandbox::{
-    CallError, CallRequest, GuestError, Limits, Prompt, ReplyEvent, RequestKind, SandboxConfig,
+    CallError, CallRequest, GuestError, Limits, MemoryCharge, Prompt, ReplyEvent, RequestKind,
+    SandboxConfig,
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -207,9 +208,9 @@ async fn log_probabilities_of_a_prompt_come_with_its_echo_or_on_their_own() {
     }
     assert_eq!(usage(&events).prompt, 5, "a prompt is counted once");
 
-    let events = ask(prompt(), false, Some(0), 0).await;
-    let Some(ReplyEvent::Prompt(tokens)) = events.first() else {
-        panic!("{events:?}");
+    let scored = ask(prompt(), false, Some(0), 0).await;
+    let Some(ReplyEvent::Prompt(tokens)) = scored.first() else {
+        panic!("{scored:?}");
     };
     assert!(tokens[1..].iter().all(|token| {
         token
@@ -218,9 +219,62 @@ async fn log_probabilities_of_a_prompt_come_with_its_echo_or_on_their_own() {
             .is_some_and(|it| it.logprob.top.is_empty())
     }));
     assert_eq!(
-        (text(&events, 0), usage(&events).completion),
+        (text(&scored, 0), usage(&scored).completion),
         (String::new(), 0)
     );
+    assert!(tenant.memory.bytes() > 0, "what is kept of it is paid for");
+    drop((events, scored));
+    world.all_free().await;
+    assert_eq!(tenant.memory.bytes(), 0);
+}
+
+#[tokio::test]
+async fn who_asks_for_more_log_probabilities_than_there_is_memory_for_is_told() {
+    let world = World::new();
+    let workflow = world.load(prebuilt("passthrough")).await;
+    let limits = Limits {
+        memory_bytes_max: 3 << 20,
+        ..Limits::default()
+    };
+    let tenant = world.tenant(1, limits);
+    // 376 bytes each, and half as many again, at most, for the component's own memory.
+    let ask = async |tokens: usize, prompt_logprobs| {
+        let prompt = Prompt::Tokens(vec![u32::from(b'a'); tokens]);
+        let kind = RequestKind::Completion {
+            prompt,
+            echo: false,
+        };
+        let asked = CallRequest {
+            prompt_logprobs,
+            ..request(kind, greedy(1))
+        };
+        let mut events = collect(world.sandbox.invoke(&workflow, &tenant, asked)).await;
+        events.pop()
+    };
+    let is_fine = |end| matches!(end, Some(ReplyEvent::End(Ok(_))));
+    assert!(is_fine(ask(9_000, None).await));
+    assert!(is_fine(ask(1_000, Some(20)).await));
+    let refused = ask(9_000, Some(20)).await;
+    let Some(ReplyEvent::End(Err(CallError::Guest(GuestError::Invalid(what))))) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(what.contains("9000 tokens with 20 alternatives"), "{what}");
+    assert!(what.ends_with("a call has 3145728"), "{what}");
+    // Where it is other calls that have it, there is more of it later.
+    let all = MemoryCharge::new(&tenant.memory, (1 << 30) - (2 << 20)).unwrap();
+    let refused = ask(5_000, Some(20)).await;
+    assert!(
+        matches!(
+            refused,
+            Some(ReplyEvent::End(Err(CallError::Guest(
+                GuestError::Quota { .. }
+            ))))
+        ),
+        "{refused:?}"
+    );
+    drop(all);
+    let fits = ask(5_000, Some(20)).await;
+    assert!(is_fine(fits.clone()), "{fits:?}");
     world.all_free().await;
     assert_eq!(tenant.memory.bytes(), 0);
 }

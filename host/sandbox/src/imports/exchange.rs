@@ -8,8 +8,9 @@ use crate::bindings::realm::llm::types::{Message, StopReason, Tool, Usage};
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, policy_bytes, usage};
 use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason, prompt};
-use crate::invocation::{Outbox, PromptToken, PromptTokens, Queued};
-use crate::memory::{CallMemory, Held};
+use crate::invocation::{Outbox, Queued};
+use crate::memory::CallMemory;
+use crate::prompt_tokens::PromptTokens;
 use crate::request::{CallRequest, JSON_AT_ONCE_MAX, RequestKind};
 use crate::state::State;
 use crate::{GuestError, ReplyEvent};
@@ -33,13 +34,7 @@ pub(crate) struct Exchange {
     choices: Vec<Choice>,
     json_sent: bool,
     /// The tokens of the prompt with their log-probabilities, once the component had them found out.
-    prompt: Option<ScoredPrompt>,
-}
-
-/// Tokens of a prompt, and what pays for them.
-struct ScoredPrompt {
-    tokens: PromptTokens,
-    _held: Held,
+    prompt: Option<PromptTokens>,
 }
 
 /// How far an answer has come.
@@ -186,17 +181,10 @@ fn event_bytes(event: &ReplyEvent) -> usize {
                     + top.sum::<usize>()
             }
             ReplyEvent::Json(value) => value.len(),
-            ReplyEvent::Echo { text, tokens, .. } => text.len() + prompt_bytes(tokens),
-            ReplyEvent::Prompt(tokens) => prompt_bytes(tokens),
-            ReplyEvent::ChoiceFinished { .. } | ReplyEvent::End(_) => 0,
+            // The tokens of a prompt are paid for.
+            ReplyEvent::Echo { text, .. } => text.len(),
+            ReplyEvent::Prompt(_) | ReplyEvent::ChoiceFinished { .. } | ReplyEvent::End(_) => 0,
         }
-}
-
-/// What the tokens of a prompt take of the host's memory.
-fn prompt_bytes(tokens: &[PromptToken]) -> usize {
-    let scored = tokens.iter().filter_map(|token| token.scored.as_ref());
-    let top = scored.map(|scored| size_of_val(scored.logprob.top.as_slice()));
-    size_of_val(tokens) + top.sum::<usize>()
 }
 
 impl Host for State {}
@@ -375,13 +363,9 @@ impl HostReply for State {
             return Ok(());
         };
         let is_told = request.prompt_logprobs.is_some();
-        let (tokens, held) = self.score_prompt(&sequence, top).await?;
+        let tokens = self.score_prompt(&sequence, top).await?;
         let exchange = self.exchange()?;
-        let is_first = exchange.prompt.is_none();
-        exchange.prompt = Some(ScoredPrompt {
-            tokens: Arc::clone(&tokens),
-            _held: held,
-        });
+        let is_first = exchange.prompt.replace(tokens.clone()).is_none();
         match is_told && is_first {
             true => exchange.send(ReplyEvent::Prompt(tokens)).await,
             false => Ok(()),
@@ -393,10 +377,7 @@ impl HostReply for State {
         let exchange = self.exchange()?;
         let tokens = match exchange.request.echo_logprobs() {
             None => PromptTokens::default(),
-            Some(_) => {
-                let prompt = exchange.prompt.as_ref().ok_or_else(no_prompt_logprobs)?;
-                Arc::clone(&prompt.tokens)
-            }
+            Some(_) => exchange.prompt.clone().ok_or_else(no_prompt_logprobs)?,
         };
         // From here on the event pays.
         drop(held);

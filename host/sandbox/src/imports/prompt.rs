@@ -6,9 +6,9 @@ use crate::bindings::realm::llm::types::{Message, Role, Tool, ToolCall};
 use crate::imports::Failure;
 use crate::imports::json_size::JsonSize;
 use crate::imports::sequence::SequenceHandle;
-use crate::invocation::{PromptToken, PromptTokens};
 use crate::log::{printable, printable_lines};
-use crate::memory::Held;
+use crate::memory::{Held, NoMemory};
+use crate::prompt_tokens::{self, PromptToken, PromptTokens};
 use crate::request::{Prompt, RequestKind, SharedKind};
 use crate::state::State;
 use realm_engine::text::{self, ChatMessage, Specials, TextError, TextModel, TextOffsets};
@@ -22,6 +22,8 @@ const FRAME_BYTES: usize = 128;
 const MESSAGE_BYTES: usize = 1024;
 /// What a call of a tool takes likewise, beside its arguments.
 const CALL_BYTES: usize = 2048;
+/// When to try again where other calls have the memory.
+const MEMORY_RETRY_MS: u32 = 1000;
 /// Templates write tools with indentation.
 const INDENTED: usize = 2;
 
@@ -71,19 +73,17 @@ impl State {
 }
 
 impl State {
-    /// The tokens of a sequence with their log-probabilities and `top` alternatives each, and what pays for them.
+    /// The tokens of a sequence with their log-probabilities and `top` alternatives each.
     pub(crate) async fn score_prompt(
         &mut self,
         sequence: &Resource<SequenceHandle>,
         top: u32,
-    ) -> Result<(PromptTokens, Held), Failure> {
+    ) -> Result<PromptTokens, Failure> {
         let kind = self.request()?.kind.clone();
         let handle = self.table.get_mut(sequence)?;
         let client = handle.client.clone();
         let length = handle.sequence.length().await;
-        // A list that grows is there twice for a moment.
-        let token = size_of::<PromptToken>() + top as usize * size_of::<(u32, f32)>();
-        let mut held = self.memory.hold(3 * length as usize * token)?;
+        let mut held = self.hold_scores(length as usize, top as usize)?;
         let handle = self.table.get_mut(sequence)?;
         let scored = handle.sequence.score(top).await;
         let handle = self.table.get_mut(sequence)?;
@@ -92,8 +92,29 @@ impl State {
         let (ids, scored) = found.map_err(|error| self.engine_error(error))?;
         let place = move || scored_tokens(client.text(), &kind, &ids, scored);
         let (tokens, _) = self.worker().run(0, place).await?;
-        held.resize(length as usize * token)?;
-        Ok((tokens, held))
+        held.resize(prompt_tokens::bytes(&tokens))?;
+        Ok(PromptTokens::paid(tokens, held))
+    }
+
+    /// Pays for log-probabilities of so many tokens while they are found. It is the client who asks for them, so it is told
+    /// where they are too many.
+    fn hold_scores(&self, length: usize, top: usize) -> Result<Held, Failure> {
+        // They are collected in a list, which is there twice for a moment when it grows, and then put to their places.
+        let alternatives = top * size_of::<(u32, f32)>();
+        let token = 3 * size_of::<PromptLogprob>() + size_of::<PromptToken>() + alternatives;
+        let bytes = length * token;
+        self.memory.hold(bytes).map_err(|NoMemory { bytes_max }| {
+            if bytes <= bytes_max && bytes_max != self.tenant.limits.memory_bytes_max {
+                return GuestError::Quota {
+                    what: "too much of the memory is in use".to_owned(),
+                    retry_after_ms: MEMORY_RETRY_MS,
+                }
+                .into();
+            }
+            Failure::invalid(format!(
+                "log-probabilities of a prompt of {length} tokens with {top} alternatives each take {bytes} bytes; a call has {bytes_max}"
+            ))
+        })
     }
 }
 
@@ -103,7 +124,7 @@ fn scored_tokens(
     kind: &RequestKind,
     ids: &[u32],
     scored: Vec<PromptLogprob>,
-) -> PromptTokens {
+) -> Vec<PromptToken> {
     let offsets = match kind {
         RequestKind::Completion {
             prompt: Prompt::Text(prompt),

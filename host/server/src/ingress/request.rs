@@ -145,8 +145,9 @@ impl GenerationRequest {
         context_tokens: u32,
         token_bytes_max: usize,
     ) -> ApiResult<()> {
-        // An answer must have room for a token of its own.
-        let tokens_max = (context_tokens as usize).saturating_sub(1);
+        // An answer must have room for a token of its own, where one is wanted.
+        let answer = self.policy.max_tokens.unwrap_or(1).min(1);
+        let tokens_max = context_tokens.saturating_sub(answer) as usize;
         let bytes_max = tokens_max.saturating_mul(token_bytes_max);
         let (param, found, unit, max) = match &self.kind {
             RequestKind::Completion { prompt, .. } => match prompt {

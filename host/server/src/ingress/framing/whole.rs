@@ -5,7 +5,7 @@ use crate::ingress::generation::{Ending, Generation, TokenEntry};
 use crate::state::TenantEntry;
 use axum::http::StatusCode;
 use realm_engine::{StopReason, Usage};
-use realm_sandbox::{MemoryCharge, PromptToken, PromptTokens};
+use realm_sandbox::{MemoryCharge, NoMemory, PromptToken, PromptTokens};
 
 /// Text of a whole answer, all choices together. A component could write without end; a stream need not hold it.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -60,9 +60,7 @@ pub(in crate::ingress) async fn collect(
             generation.fail(&error);
             return Err(error);
         }
-        if held > charge.bytes() {
-            charge.resize(held + CHARGE_STEP)?;
-        }
+        pay(&mut charge, held)?;
         let (text, tokens) = &mut texts[delta.choice as usize];
         text.push_str(&delta.text);
         tokens.extend(delta.tokens);
@@ -75,7 +73,7 @@ pub(in crate::ingress) async fn collect(
     if let Some(prompt) = &prompt {
         // Completions repeat it in every choice.
         held += reasons.len() * prompt.iter().map(prompt_entry_bytes).sum::<usize>();
-        charge.resize(held + CHARGE_STEP)?;
+        pay(&mut charge, held)?;
     }
     let choices = texts.into_iter().zip(reasons);
     let choices = choices.map(|((text, tokens), reason)| Choice {
@@ -88,6 +86,29 @@ pub(in crate::ingress) async fn collect(
         usage,
         prompt,
         charge,
+    })
+}
+
+/// Has the tenant's memory hold so much.
+///
+/// # Errors
+/// The client's: a 429 where others have the memory, and a 400 where it would not be enough for this answer alone.
+fn pay(charge: &mut MemoryCharge, bytes: usize) -> ApiResult<()> {
+    if bytes <= charge.bytes() {
+        return Ok(());
+    }
+    let refused = charge.resize(bytes + CHARGE_STEP).err();
+    refused.map_or(Ok(()), |NoMemory { bytes_max }| {
+        if bytes + CHARGE_STEP <= bytes_max {
+            return Err(ApiError::memory_in_use());
+        }
+        let what = format!(
+            "the answer would take {bytes} bytes until it is sent, and this tenant's memory has {bytes_max}; ask for fewer answers, tokens or log-probabilities"
+        );
+        Err(ApiError {
+            code: "reply_too_large".into(),
+            ..ApiError::invalid(what)
+        })
     })
 }
 
