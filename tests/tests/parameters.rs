@@ -102,7 +102,11 @@ fn answer(tenant: &Tenant, route: &str, body: &Value) -> Result<Value> {
     ensure!(reply.status == 200, "{body}: {}", reply.text);
     match reply.json() {
         Value::Null => Ok(Value::String("a stream".to_owned())),
-        answer => Ok(json!([answer["choices"], answer["usage"]])),
+        answer => Ok(json!([
+            answer["choices"],
+            answer["usage"],
+            answer["prompt_logprobs"]
+        ])),
     }
 }
 
