@@ -103,7 +103,7 @@ impl State {
         let alternatives = top * size_of::<(u32, f32)>();
         let token = 3 * size_of::<PromptLogprob>() + size_of::<PromptToken>() + alternatives;
         let bytes = length * token;
-        self.memory.hold(bytes).map_err(|NoMemory { bytes_max }| {
+        self.memory.hold(bytes).map_err(|NoMemory { bytes_max, .. }| {
             if bytes <= bytes_max && bytes_max != self.tenant.limits.memory_bytes_max {
                 return GuestError::Quota {
                     what: "too much of the memory is in use".to_owned(),

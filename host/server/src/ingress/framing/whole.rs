@@ -5,7 +5,7 @@ use crate::ingress::generation::{Ending, Generation, TokenEntry};
 use crate::state::TenantEntry;
 use axum::http::StatusCode;
 use realm_engine::{StopReason, Usage};
-use realm_sandbox::{MemoryCharge, NoMemory, PromptToken, PromptTokens};
+use realm_sandbox::{MemoryCharge, PromptToken, PromptTokens};
 
 /// Text of a whole answer, all choices together. A component could write without end; a stream need not hold it.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -98,10 +98,11 @@ fn pay(charge: &mut MemoryCharge, bytes: usize) -> ApiResult<()> {
         return Ok(());
     }
     let refused = charge.resize(bytes + CHARGE_STEP).err();
-    refused.map_or(Ok(()), |NoMemory { bytes_max }| {
-        if bytes + CHARGE_STEP <= bytes_max {
+    refused.map_or(Ok(()), |error| {
+        if !error.is_for_good() {
             return Err(ApiError::memory_in_use());
         }
+        let bytes_max = error.bytes_max;
         let what = format!(
             "the answer would take {bytes} bytes until it is sent, and this tenant's memory has {bytes_max}; ask for fewer answers, tokens or log-probabilities"
         );
