@@ -72,7 +72,7 @@ async fn random_calls(world: &World, workflow: &Workflow, seed: u64, limits: Lim
     let tenant = world.tenant(1, limits);
     let parameters = format!(r#"{{"seed": {seed}, "count": {CALLS}}}"#);
     let request = CallRequest {
-        prompt_logprobs: (seed % 2 == 0).then_some(3),
+        prompt_logprobs: seed.is_multiple_of(2).then_some(3),
         ..call("go", &parameters)
     };
     let events = collect(world.sandbox.invoke(workflow, &tenant, request)).await;
