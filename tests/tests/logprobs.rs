@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use realm_tests::paths::{guest, repository};
 use realm_tests::server::{MODEL, Server, Tenant};
 use realm_tests::socket::Socket;
 use serde_json::{Value, json};
@@ -95,6 +96,84 @@ fn a_prompts_tokens_are_as_likely_as_single_steps_find_them() -> Result<()> {
         ensure!(ranks[..20] == (1..=20).collect::<Vec<u64>>(), "{ranks:?}");
         ensure!(ranks.len() == 20 + usize::from(own["rank"].as_u64() > Some(20)));
     }
+    server.until_idle()
+}
+
+#[test]
+fn a_text_is_as_likely_as_float32_makes_it() -> Result<()> {
+    let golden = std::fs::read_to_string(repository().join("tests/fixtures/golden/smollm2.json"))?;
+    let golden: Value = serde_json::from_str(&golden)?;
+    let golden = &golden["score"];
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    let text = golden["text"].as_str().context("a text")?;
+    let ids = list(&golden["ids"], "ids")?.iter().skip(1);
+    let ids: Vec<u64> = ids.filter_map(Value::as_u64).collect();
+    ensure!(
+        tokens_after_the_first(&tenant, text)? == ids,
+        "other tokens"
+    );
+    let ask = json!({"prompt": text, "max_tokens": 0, "echo": true, "logprobs": 0});
+    let answer = complete(&tenant, &ask)?;
+    let choice = whole(&answer)?.remove(0);
+    follows_its_text(&choice)?;
+    ensure!(choice["text"] == text);
+    let numbers = |list: &[Value]| list.iter().filter_map(Value::as_f64).collect::<Vec<f64>>();
+    let expected = numbers(list(&golden["nll_per_token"], "numbers")?);
+    let found = numbers(&list(&choice["logprobs"]["token_logprobs"], "numbers")?[1..]);
+    ensure!(found.len() == expected.len() && found.len() == ids.len());
+    let off = found
+        .iter()
+        .zip(&expected)
+        .map(|(found, expected)| -found - expected);
+    let (sum, squares) = off.fold((0.0, 0.0), |(sum, squares), off| {
+        (sum + off, squares + off * off)
+    });
+    let (mean, rms) = (
+        sum / found.len() as f64,
+        (squares / found.len() as f64).sqrt(),
+    );
+    // What rounding may do to this file, by the fixtures' own page, and far less than a neighbour's logits would.
+    ensure!(mean.abs() < 0.02 && rms < 0.2, "off by {mean}, rms {rms}");
+    server.until_idle()
+}
+
+#[test]
+fn a_workflow_gives_them_as_the_model_does_or_says_that_it_cannot() -> Result<()> {
+    let server = Server::start()?;
+    let tenant = server.tenant("acme")?;
+    server.deploy("acme", "likeliest", &guest("best_of_n")?)?;
+    server.deploy("acme", "echo", &guest("echo")?)?;
+    let ask = |model: &str| {
+        json!({
+            "model": model, "prompt": CRABS, "echo": true, "logprobs": 2, "max_tokens": 4, "prompt_logprobs": 1, "seed": 1,
+        })
+    };
+    let prompt = &complete(&tenant, &ask(MODEL))?["choices"][0];
+    let choice = &complete(&tenant, &ask("likeliest"))?["choices"][0];
+    follows_its_text(choice)?;
+    ensure!(
+        choice["prompt_logprobs"] == prompt["prompt_logprobs"],
+        "{choice}"
+    );
+    for field in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let (found, expected) = (&choice["logprobs"][field], &prompt["logprobs"][field]);
+        let (found, expected) = (list(found, field)?, list(expected, field)?);
+        ensure!(
+            found.len() == 11 && found[..7] == expected[..7],
+            "{field}: {choice}"
+        );
+    }
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let chat = json!({"model": "echo", "messages": messages, "prompt_logprobs": 1});
+    let refused = tenant.http.post("/v1/chat/completions", &chat)?;
+    ensure!(
+        refused.status == 400 && refused.error_code() == "unsupported",
+        "{}",
+        refused.text
+    );
+    let chat = with(chat, &json!({"prompt_logprobs": null}));
+    ensure!(tenant.http.post("/v1/chat/completions", &chat)?.status == 200);
     server.until_idle()
 }
 
