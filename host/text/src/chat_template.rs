@@ -7,6 +7,7 @@ mod form;
 mod named;
 mod python_filters;
 mod python_format;
+mod python_globals;
 mod python_json;
 mod python_repr;
 mod python_text;
@@ -300,17 +301,14 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
         strftime::strftime(clock(), format)
     });
     environment.add_function(source::CONCAT, concat);
-    environment.add_function(source::ITEMS, items);
+    environment.add_function(source::ITEMS, python_globals::items);
     environment.add_filter(source::REMAINDER, remainder);
     environment.add_filter("tojson", python_json::tojson);
     python_filters::add(&mut environment);
+    python_globals::add(&mut environment);
     // These indent what is nested deeply without paying for it; no chat needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
-    environment.add_function("cycler", |items: Rest<Value>| {
-        minijinja_contrib::globals::cycler(items.0)
-    });
-    environment.add_function("joiner", minijinja_contrib::globals::joiner);
     add_tests(&mut environment);
     environment
         .add_template_owned("chat", source::rewritten(source, syntax))
@@ -337,15 +335,6 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
     match value.as_str() {
         Some(_) => escape_formatter(out, state, value),
         None => escape_formatter(out, state, &Value::from(python_repr::text(value)?)),
-    }
-}
-
-/// What a loop goes through: as a list where minijinja does not know how long it is.
-fn items(state: &State, value: Value) -> Result<Value, minijinja::Error> {
-    let is_unsized = value.kind() == ValueKind::Iterable && value.len().is_none();
-    match value.kind() == ValueKind::String || is_unsized {
-        true => minijinja::filters::list(state, value),
-        false => Ok(value),
     }
 }
 
@@ -710,6 +699,37 @@ mod tests {
             render(Some(macros), &[]),
             Err(TextError::Template(_))
         ));
+    }
+
+    #[test]
+    fn what_takes_more_room_than_the_fuel_pays_for_is_cut_off() {
+        let huge = [
+            "'%999999999d' % 1",
+            "'%*d' % (999999999, 1)",
+            "'{:>999999999}'.format('x')",
+            "'{:{}}'.format('x', 999999999)",
+            "'%.99999999f' % 1",
+            "'x'.center(999999999)",
+            "'x'.zfill(999999999)",
+            "'x' | center(999999999)",
+            "'a\n' | indent(999999999)",
+            "('\t' * 100000).expandtabs(10000)",
+            "('a' * 10000).replace('', 'b' * 10000)",
+            "('a' * 10000) | replace('a', 'b' * 10000)",
+            "('b' * 10000).join('a' * 10000)",
+            "('%(a)s' * 10000) % {'a': 'b' * 10000}",
+            "('{0}' * 10000).format('b' * 10000)",
+            "['b' * 10000] * 10000",
+            "[['b' * 10000] * 10000] | tojson",
+            "(['b' * 10000] * 10000) | join",
+            "(['b' * 10000] * 10000) ~ ''",
+            "('a' * 10000).translate({97: 'b' * 10000})",
+            "('a' * 10000) | wordwrap(1, true, 'b' * 10000)",
+        ];
+        for expression in huge {
+            let error = render(Some(&format!("{{{{ {expression} }}}}")), &[]);
+            assert!(matches!(error, Err(TextError::Template(_))), "{expression}");
+        }
     }
 
     #[test]

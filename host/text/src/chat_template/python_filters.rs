@@ -26,7 +26,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
         ("striptags", |_, text, _| {
             Ok(minijinja_contrib::filters::striptags(text.to_owned()).into())
         }),
-        ("forceescape", |_, text, _| Ok(escaped(text))),
+        ("forceescape", |_, text, _| escaped(text)),
     ];
     for (name, filter) in on_text {
         let filter = move |state: &State, value: Value, args: Args| {
@@ -268,7 +268,7 @@ fn urlencode(value: &Value) -> Filtered {
         ValueKind::Map | ValueKind::Seq | ValueKind::Iterable
     );
     if !is_pairs {
-        return Ok(quoted(&text(value)?, false).into());
+        return Ok(quoted(&text(value)?, false)?.into());
     }
     let mut out = String::new();
     for item in value.try_iter()?.checked() {
@@ -282,15 +282,15 @@ fn urlencode(value: &Value) -> Filtered {
         }
         out += &format!(
             "{}={}",
-            quoted(&text(&name)?, true),
-            quoted(&text(&member)?, true)
+            quoted(&text(&name)?, true)?,
+            quoted(&text(&member)?, true)?
         );
         within_bounds(out.len(), 0)?;
     }
     Ok(out.into())
 }
 
-fn quoted(whole: &str, in_query: bool) -> String {
+fn quoted(whole: &str, in_query: bool) -> Result<String, Error> {
     let mut out = String::new();
     for byte in whole.bytes() {
         match byte {
@@ -301,8 +301,9 @@ fn quoted(whole: &str, in_query: bool) -> String {
             b' ' if in_query => out.push('+'),
             byte => out += &format!("%{byte:02X}"),
         }
+        within_bounds(out.len(), 0)?;
     }
-    out
+    Ok(out)
 }
 
 fn xmlattr(value: &Value, args: &[Value]) -> Filtered {
@@ -323,7 +324,7 @@ fn xmlattr(value: &Value, args: &[Value]) -> Filtered {
         if has_space || !out.is_empty() {
             out.push(' ');
         }
-        out += &format!("{}=\"{}\"", escaped(&name), escaped(&text(&member)?));
+        out += &format!("{}=\"{}\"", escaped(&name)?, escaped(&text(&member)?)?);
         within_bounds(out.len(), 0)?;
     }
     Ok(out.into())
@@ -332,12 +333,12 @@ fn xmlattr(value: &Value, args: &[Value]) -> Filtered {
 fn escape(_: &State, value: Value, _: &[Value]) -> Filtered {
     match value.is_safe() {
         true => Ok(value),
-        false => Ok(escaped(&text(&value)?)),
+        false => escaped(&text(&value)?),
     }
 }
 
 /// The text as HTML writes it, in the entities of Python's markupsafe.
-fn escaped(whole: &str) -> Value {
+fn escaped(whole: &str) -> Filtered {
     let mut out = String::with_capacity(whole.len());
     for letter in whole.chars() {
         match letter {
@@ -348,8 +349,9 @@ fn escaped(whole: &str) -> Value {
             '\'' => out.push_str("&#39;"),
             letter => out.push(letter),
         }
+        within_bounds(out.len(), 0)?;
     }
-    Value::from_safe_string(out)
+    Ok(Value::from_safe_string(out))
 }
 
 /// `int(value, base)`, or of a text that is a fraction what stands before the point, or the default.

@@ -1,7 +1,7 @@
 //! Python's two ways to fill in a text: `'%s' % values` and `'{}'.format(values)`.
 
 use super::arguments::invalid;
-use super::python_repr::{escaped, float, repr, text};
+use super::python_repr::{escaped, float, repr, text, within_bounds};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, State};
 use std::iter::Peekable;
@@ -65,6 +65,7 @@ pub(super) fn percent(state: &State, format: &str, values: &Value) -> Result<Str
         };
         spec.pay(state)?;
         out.push_str(&percent_value(&value, &spec)?);
+        within_bounds(out.len(), 0)?;
     }
     values.end()?;
     Ok(out)
@@ -290,7 +291,7 @@ fn digits_of_float(number: f64, kind: char, spec: &Spec) -> (bool, String) {
         'e' => exponent(size, precision),
         'f' => format!("{size:.precision$}"),
         '%' => format!("{:.precision$}%", size * 100.0),
-        _ => general(size, precision.max(1), spec.alternate),
+        _ => general(size, precision.max(1), precision.max(1), spec.alternate),
     };
     (negative, if upper { digits.to_uppercase() } else { digits })
 }
@@ -304,8 +305,9 @@ fn exponent(size: f64, precision: usize) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// `g`: `precision` significant digits, with an exponent where the number is large or small.
-fn general(size: f64, precision: usize, keeps_zeros: bool) -> String {
+/// `g`: `precision` significant digits, with an exponent where the number is small or has more than `places_max` places
+/// before the point.
+fn general(size: f64, precision: usize, places_max: usize, keeps_zeros: bool) -> String {
     let scientific = exponent(size, precision - 1);
     let (digits, power) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let power: i32 = power.parse().unwrap_or(0);
@@ -316,7 +318,7 @@ fn general(size: f64, precision: usize, keeps_zeros: bool) -> String {
             .trim_end_matches('.')
             .to_owned(),
     };
-    if power < -4 || power >= precision as i32 {
+    if power < -4 || power >= places_max as i32 {
         let sign = if power < 0 { '-' } else { '+' };
         return format!("{}e{sign}{:02}", bare(digits), power.abs());
     }
@@ -447,6 +449,7 @@ impl Fields<'_> {
             }
             let end = field_end(after)?;
             out.push_str(&self.field(&after[..end], depth)?);
+            within_bounds(out.len(), 0)?;
             rest = &after[end + 1..];
         }
         out.push_str(rest);
@@ -575,21 +578,26 @@ fn formatted(state: &State, value: &Value, spec: &str) -> Result<String, Error> 
             Ok(padded_number(negative, &digits, &spec))
         }
         None => {
-            let number = as_float(value)?;
-            let (negative, digits) = match spec.precision {
-                Some(_) => digits_of_float(number, 'g', &spec),
-                None => (number.is_sign_negative(), float(number.abs())),
-            };
-            let point =
-                spec.precision.is_some() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            Ok(padded_number(
-                negative,
-                &(digits + if point { ".0" } else { "" }),
-                &spec,
-            ))
+            let (negative, digits) = plain_float(as_float(value)?, &spec);
+            Ok(padded_number(negative, &digits, &spec))
         }
         Some(kind) => Err(unknown_code(kind, value)),
     }
+}
+
+/// A number without a code: as `repr` has it, or with a precision nearly as `g` does, but never without a point or an
+/// exponent.
+fn plain_float(number: f64, spec: &Spec) -> (bool, String) {
+    let (negative, size) = (number.is_sign_negative() && !number.is_nan(), number.abs());
+    let digits = match spec.precision {
+        Some(precision) if size.is_finite() => {
+            let precision = precision.clamp(1, PRECISION_MAX);
+            general(size, precision, precision - 1, spec.alternate)
+        }
+        _ => float(size),
+    };
+    let is_bare = digits.bytes().all(|byte| byte.is_ascii_digit());
+    (negative, digits + if is_bare { ".0" } else { "" })
 }
 
 fn unknown_code(kind: char, value: &Value) -> Error {

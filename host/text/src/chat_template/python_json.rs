@@ -73,7 +73,7 @@ impl Writer {
                 let number = json_float(f64::try_from(value.clone())?);
                 self.out.push_str(&number);
             }
-            ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::String => self.text(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
             ValueKind::Map => self.map(value, depth)?,
             kind => {
@@ -108,7 +108,7 @@ impl Writer {
         }
         for (at, (name, item)) in pairs.iter().enumerate() {
             self.next(at == 0, depth + 1);
-            self.text(name);
+            self.text(name)?;
             self.out.push_str(&self.colon);
             self.value(item, depth + 1)?;
         }
@@ -140,7 +140,7 @@ impl Writer {
         }
     }
 
-    fn text(&mut self, text: &str) {
+    fn text(&mut self, text: &str) -> Result<(), Error> {
         self.out.push('"');
         for letter in text.chars() {
             match letter {
@@ -151,19 +151,22 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                '\0'..' ' => self.escaped(letter),
-                letter if self.escape && !(' '..='~').contains(&letter) => self.escaped(letter),
+                '\0'..' ' => self.escaped(letter)?,
+                letter if self.escape && !(' '..='~').contains(&letter) => self.escaped(letter)?,
                 letter => self.out.push(letter),
             }
         }
         self.out.push('"');
+        Ok(())
     }
 
-    fn escaped(&mut self, letter: char) {
+    fn escaped(&mut self, letter: char) -> Result<(), Error> {
+        within_bounds(self.out.len(), 0)?;
         for unit in letter.encode_utf16(&mut [0; 2]) {
             // Writing to a text does not fail.
             let _ = write!(self.out, "\\u{unit:04x}");
         }
+        Ok(())
     }
 }
 

@@ -33,7 +33,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     within_bounds(out.len(), depth)?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
-        ValueKind::String => quote(out, value.as_str().unwrap_or_default()),
+        ValueKind::String => quote(out, value.as_str().unwrap_or_default())?,
         ValueKind::Bytes => quote_bytes(out, value.as_bytes().unwrap_or_default()),
         ValueKind::Number if !value.is_integer() => {
             out.push_str(&float(f64::try_from(value.clone())?))
@@ -92,7 +92,7 @@ fn write_pairs(out: &mut String, value: &Value, depth: usize) -> Result<(), Erro
 }
 
 /// A text in quotes, with what does not print escaped.
-fn quote(out: &mut String, text: &str) {
+fn quote(out: &mut String, text: &str) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {
@@ -107,10 +107,14 @@ fn quote(out: &mut String, text: &str) {
             '\\' => out.push_str("\\\\"),
             letter if letter == quote => out.extend(['\\', quote]),
             letter if is_printable(letter) => out.push(letter),
-            letter => out.push_str(&escaped(letter)),
+            letter => {
+                within_bounds(out.len(), 0)?;
+                out.push_str(&escaped(letter));
+            }
         }
     }
     out.push(quote);
+    Ok(())
 }
 
 /// The shortest of Python's numeric escapes.

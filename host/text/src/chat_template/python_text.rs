@@ -4,7 +4,7 @@
 use super::arguments::{Arguments, invalid};
 use super::python_filters::replace;
 use super::python_format::{format, pad};
-use super::python_repr::is_printable;
+use super::python_repr::{is_printable, within_bounds};
 use minijinja::value::{Tuple, Value, ValueKind};
 use minijinja::{Error, State};
 use unicode_categories::UnicodeCategories;
@@ -96,7 +96,7 @@ fn of_text(
         "endswith" => affixed(text, args, |text, part| text.ends_with(part)),
         "join" => join(text, args),
         "center" | "ljust" | "rjust" | "zfill" => padded(state, text, method, args),
-        "expandtabs" => expand_tabs(state, text, args),
+        "expandtabs" => expand_tabs(text, args),
         "translate" => translate(text, args),
         "encode" => Arguments::bind(args, ["encoding", "errors"])
             .map(|_| Value::from_bytes(text.as_bytes().to_vec())),
@@ -398,7 +398,7 @@ fn join(text: &str, args: &[Value]) -> Result<Value, Error> {
             out.push_str(text);
         }
         out.push_str(item);
-        super::python_repr::within_bounds(out.len(), 0)?;
+        within_bounds(out.len(), 0)?;
     }
     Ok(out.into())
 }
@@ -442,14 +442,14 @@ pub(super) fn padded(
     Ok(pad(&(left + text), fill, '<', width).into())
 }
 
-fn expand_tabs(state: &State, text: &str, args: &[Value]) -> Result<Value, Error> {
+fn expand_tabs(text: &str, args: &[Value]) -> Result<Value, Error> {
     let size = Arguments::bind(args, ["tabsize"])?.number(0)?.unwrap_or(8);
     let size = usize::try_from(size).unwrap_or(0);
     let (mut out, mut column) = (String::with_capacity(text.len()), 0_usize);
     for letter in text.chars() {
         if letter == '\t' {
             let room = size.saturating_sub(column.checked_rem(size).unwrap_or(0));
-            state.consume_fuel(room as u64 / 64)?;
+            within_bounds(out.len().saturating_add(room), 0)?;
             out.extend(std::iter::repeat_n(' ', room));
             column += room;
         } else {
@@ -478,7 +478,7 @@ fn translate(text: &str, args: &[Value]) -> Result<Value, Error> {
             _ if other.is_none() => {}
             _ => out.push(letter),
         }
-        super::python_repr::within_bounds(out.len(), 0)?;
+        within_bounds(out.len(), 0)?;
     }
     Ok(out.into())
 }

@@ -23,15 +23,13 @@ pub(super) fn wordwrap(state: &State, text: &str, args: &[Value]) -> Result<Valu
         breaks_hyphens: args.truth(3, true),
     };
     let between = args.text_or(2, "\n")?;
+    // Every letter may become a line.
+    let bytes = text.len().saturating_mul(32 + between.len());
+    state.consume_fuel(bytes as u64 / 64)?;
     let lines: Vec<String> = text
         .lines()
         .map(|line| wrap.line(line).join(between))
         .collect();
-    let bytes = lines
-        .iter()
-        .map(|line| line.len() + between.len())
-        .sum::<usize>();
-    state.consume_fuel(bytes as u64 / 16)?;
     Ok(lines.join(between).into())
 }
 
@@ -46,11 +44,12 @@ struct Wrap {
 impl Wrap {
     /// The lines that one becomes.
     fn line(&self, line: &str) -> Vec<String> {
-        let mut chunks: Vec<Vec<char>> = self.chunks(line);
+        let letters: Vec<char> = line.chars().collect();
+        let mut chunks = self.chunks(&letters);
         chunks.reverse();
         let mut lines: Vec<String> = Vec::new();
         while let Some(chunk) = chunks.pop() {
-            if is_space(&chunk) && !lines.is_empty() {
+            if is_space(chunk) && !lines.is_empty() {
                 continue;
             }
             chunks.push(chunk);
@@ -72,11 +71,11 @@ impl Wrap {
     }
 
     /// As much of a word as fits, where it would not fit on a line of its own.
-    fn long_word(&self, chunks: &mut Vec<Vec<char>>, current: &mut Vec<char>) {
-        let Some(mut word) = chunks.pop() else { return };
+    fn long_word(&self, chunks: &mut Vec<&[char]>, current: &mut Vec<char>) {
+        let Some(word) = chunks.pop() else { return };
         if !self.breaks_words {
             match current.is_empty() {
-                true => *current = word,
+                true => current.extend(word),
                 false => chunks.push(word),
             }
             return;
@@ -87,22 +86,22 @@ impl Wrap {
             let hyphen = hyphen.filter(|at| word[..*at].iter().any(|letter| *letter != '-'));
             room = hyphen.map_or(room, |at| at + 1);
         }
-        let rest = word.split_off(room);
-        current.extend(word);
+        let (fits, rest) = word.split_at(room);
+        current.extend(fits);
         chunks.push(rest);
     }
 
     /// Runs of white space and words, or the parts of words that end with a hyphen between letters.
-    fn chunks(&self, line: &str) -> Vec<Vec<char>> {
-        let letters: Vec<char> = line.chars().collect();
-        let mut chunks: Vec<Vec<char>> = Vec::new();
-        for (at, letter) in letters.iter().enumerate() {
-            let is_same_kind = |chunk: &Vec<char>| is_space(chunk) == letter.is_whitespace();
-            match chunks.last_mut() {
-                Some(chunk) if is_same_kind(chunk) && !self.ends_part(&letters, at) => {
-                    chunk.push(*letter)
-                }
-                _ => chunks.push(vec![*letter]),
+    fn chunks<'l>(&self, letters: &'l [char]) -> Vec<&'l [char]> {
+        let mut chunks = Vec::new();
+        let mut begin = 0;
+        for at in 1..=letters.len() {
+            let is_end = at == letters.len()
+                || letters[at].is_whitespace() != letters[begin].is_whitespace()
+                || self.ends_part(letters, at);
+            if is_end {
+                chunks.push(&letters[begin..at]);
+                begin = at;
             }
         }
         chunks

@@ -39,17 +39,18 @@ pub(crate) fn renders_or_refuses(
     messages: &[ChatMessage],
     tools: &[Value],
 ) -> bool {
-    let model = match TextModel::new(bytes_with_template(template)) {
-        Ok(model) => model,
-        Err(TextError::TemplateSyntax(_)) => return false,
-        Err(error) => panic!("not an error of a template: {error}"),
-    };
+    let model = TextModel::new(bytes_with_template(template));
+    let model = model.expect("a template costs chats and not the model");
     match model.chat_tokens(messages, tools, true, TOKENS_MAX) {
         Ok(ids) => {
             assert!(ids.len() <= TOKENS_MAX);
             true
         }
-        Err(TextError::Template(_) | TextError::RenderedTooLong { .. }) => false,
+        Err(
+            TextError::TemplateSyntax(_)
+            | TextError::Template(_)
+            | TextError::RenderedTooLong { .. },
+        ) => false,
         Err(error) if error.is_too_long() => false,
         Err(error) => panic!("not an error of a chat: {error}"),
     }
