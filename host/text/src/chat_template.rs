@@ -5,6 +5,7 @@
 mod arguments;
 mod form;
 mod named;
+mod operators;
 mod python_filters;
 mod python_format;
 mod python_globals;
@@ -22,7 +23,7 @@ pub(crate) use templates::ChatTemplates;
 use crate::TextError;
 use form::{Form, Formed};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Serde, Value, ValueKind};
+use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, context, escape_formatter};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -300,9 +301,10 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
     environment.add_function("strftime_now", move |format: &str| {
         strftime::strftime(clock(), format)
     });
-    environment.add_function(source::CONCAT, concat);
+    environment.add_function(source::CONCAT, operators::concat);
+    environment.add_function(source::SUM, operators::sum);
     environment.add_function(source::ITEMS, python_globals::items);
-    environment.add_filter(source::REMAINDER, remainder);
+    environment.add_filter(source::REMAINDER, operators::remainder);
     environment.add_filter("tojson", python_json::tojson);
     python_filters::add(&mut environment);
     python_globals::add(&mut environment);
@@ -335,62 +337,6 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
     match value.as_str() {
         Some(_) => escape_formatter(out, state, value),
         None => escape_formatter(out, state, &Value::from(python_repr::text(value)?)),
-    }
-}
-
-/// `a ~ b ~ c`.
-fn concat(state: &State, parts: Rest<Value>) -> Result<Value, minijinja::Error> {
-    let parts = parts.iter().map(python_repr::text);
-    let parts = parts.collect::<Result<Vec<_>, _>>()?;
-    let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
-    // Before the room is taken.
-    state.consume_fuel(bytes as u64 / 64)?;
-    Ok(parts.concat().into())
-}
-
-/// What a division leaves, with the sign of the divisor.
-fn modulo(left: &Value, right: &Value) -> Result<Value, minijinja::Error> {
-    let is_number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
-    if !is_number(left) || !is_number(right) {
-        let (left, right) = (left.kind(), right.kind());
-        return Err(arguments::invalid(format!(
-            "tried to use % operator on unsupported types {left} and {right}"
-        )));
-    }
-    let by_zero = || arguments::invalid("modulo by zero");
-    if let (Ok(left), Ok(right)) = (
-        python_format::whole(left, false),
-        python_format::whole(right, false),
-    ) {
-        if right == 0 {
-            return Err(by_zero());
-        }
-        let left = left.wrapping_rem_euclid(right);
-        let rest = if left != 0 && right < 0 {
-            left + right
-        } else {
-            left
-        };
-        return Ok(i64::try_from(rest).map_or_else(|_| rest.into(), Value::from));
-    }
-    let (left, right) = (
-        python_format::as_float(left)?,
-        python_format::as_float(right)?,
-    );
-    let rest = left % right;
-    match right == 0.0 {
-        true => Err(by_zero()),
-        false if rest == 0.0 => Ok(0.0_f64.copysign(right).into()),
-        false if (rest < 0.0) != (right < 0.0) => Ok((rest + right).into()),
-        false => Ok(rest.into()),
-    }
-}
-
-/// `left % right`: of numbers what a division leaves, of a text the text with the values filled in.
-fn remainder(state: &State, left: Value, right: Value) -> Result<Value, minijinja::Error> {
-    match left.as_str() {
-        Some(format) => Ok(python_format::percent(state, format, &right)?.into()),
-        None => modulo(&left, &right),
     }
 }
 

@@ -338,7 +338,7 @@ fn escape(_: &State, value: Value, _: &[Value]) -> Filtered {
 }
 
 /// The text as HTML writes it, in the entities of Python's markupsafe.
-fn escaped(whole: &str) -> Filtered {
+pub(super) fn escaped(whole: &str) -> Filtered {
     let mut out = String::with_capacity(whole.len());
     for letter in whole.chars() {
         match letter {

@@ -1,6 +1,6 @@
 //! What is rewritten in a template's source before it is parsed, where Python's Jinja reads it otherwise than minijinja:
-//! ends of lines, `{% generation %}`, the operators `%` and `~`, which act on texts as Python prints them, and loops over
-//! what has a length in Python only.
+//! ends of lines, `{% generation %}`, the operators `%` and `~`, which act on texts as Python prints them, `+` where it may
+//! escape a text, and loops over what has a length in Python only.
 
 use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -9,6 +9,8 @@ use minijinja::syntax::SyntaxConfig;
 pub(super) const REMAINDER: &str = "__remainder__";
 /// Function that stands for a chain of `~`.
 pub(super) const CONCAT: &str = "__concat__";
+/// Function that stands for a chain of `+`.
+pub(super) const SUM: &str = "__sum__";
 /// Function around what a loop goes through.
 pub(super) const ITEMS: &str = "__items__";
 
@@ -22,6 +24,9 @@ pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> String {
         edits: Vec::new(),
         frames: Vec::new(),
         looped: Looped::Nothing,
+        escapes: tokens
+            .windows(2)
+            .any(|pair| marks_as_safe(&pair[0].0, &pair[1].0)),
     };
     for at in 0..tokens.len() {
         rewriter.token(&tokens, at);
@@ -55,7 +60,11 @@ fn applied(source: &str, mut edits: Vec<Edit>) -> String {
 /// An expression between brackets, as far as it has been read.
 #[derive(Default)]
 struct Frame {
-    /// Where the operand of `+` begins that is being read.
+    /// Where the chain of `+` and `-` begins that is being read.
+    sum: Option<usize>,
+    /// Whether a call stands for a part of it that has only `+`.
+    sum_open: bool,
+    /// Where the operand of `+` begins.
     sum_operand: Option<usize>,
     /// The same of `~`.
     concat_operand: Option<usize>,
@@ -70,6 +79,8 @@ struct Rewriter<'s> {
     edits: Vec<Edit>,
     frames: Vec<Frame>,
     looped: Looped,
+    /// Whether there are texts that are marked as safe, to which `+` adds others escaped.
+    escapes: bool,
 }
 
 /// How far the statement of a loop has been read.
@@ -89,6 +100,8 @@ enum Role {
     Closes,
     /// Ends what `%` and `~` bind.
     Boundary,
+    Plus,
+    Minus,
     Tilde,
     Remainder,
     /// `*`, `/` and `//`, which bind as `%` does.
@@ -126,6 +139,8 @@ impl Rewriter<'_> {
                 self.frames.pop();
             }
             Role::Boundary => self.boundary(before_end),
+            Role::Plus => self.plus(before_end, start, end),
+            Role::Minus => self.minus(before_end),
             Role::Tilde => self.tilde(before_end, start, end),
             Role::Remainder => self.remainder(before_end, start, end),
             Role::Product => self.close_remainder(before_end),
@@ -161,6 +176,7 @@ impl Rewriter<'_> {
     /// An operand begins here, if none has begun.
     fn begin(&mut self, start: usize) {
         if let Some(frame) = self.frames.last_mut() {
+            frame.sum.get_or_insert(start);
             frame.sum_operand.get_or_insert(start);
             frame.concat_operand.get_or_insert(start);
         }
@@ -202,11 +218,44 @@ impl Rewriter<'_> {
         }
     }
 
-    fn boundary(&mut self, end: usize) {
+    /// An operand of `+` ends here.
+    fn close_operand(&mut self, end: usize) {
         self.close_remainder(end);
-        let frame = self.frames.last_mut().map(std::mem::take);
-        if frame.is_some_and(|frame| frame.concat_open) {
+        let Some(frame) = self.frames.last_mut() else {
+            return;
+        };
+        frame.sum_operand = None;
+        frame.concat_operand = None;
+        if std::mem::take(&mut frame.concat_open) {
             self.close(end);
+        }
+    }
+
+    fn plus(&mut self, before_end: usize, start: usize, end: usize) {
+        self.close_operand(before_end);
+        let escapes = self.escapes;
+        let frame = self.frames.last_mut().filter(|_| escapes);
+        let Some((frame, at)) = frame.and_then(|frame| frame.sum.map(|at| (frame, at))) else {
+            return;
+        };
+        if !std::mem::replace(&mut frame.sum_open, true) {
+            self.open(at, format!("{SUM}("));
+        }
+        self.replace(start, end, ",");
+    }
+
+    fn minus(&mut self, before_end: usize) {
+        self.close_operand(before_end);
+        let open = self.frames.last_mut().map(|frame| &mut frame.sum_open);
+        if open.is_some_and(std::mem::take) {
+            self.close(before_end);
+        }
+    }
+
+    fn boundary(&mut self, end: usize) {
+        self.minus(end);
+        if let Some(frame) = self.frames.last_mut() {
+            frame.sum = None;
         }
     }
 
@@ -281,9 +330,9 @@ fn role(tokens: &[(Token<'_>, Span)], at: usize) -> Role {
         Token::Tilde => Role::Tilde,
         Token::Mod => Role::Remainder,
         Token::Mul | Token::Div | Token::FloorDiv => Role::Product,
-        Token::Minus if before.is_some_and(ends_operand) => Role::Boundary,
-        Token::Plus
-        | Token::Comma
+        Token::Minus if before.is_some_and(ends_operand) => Role::Minus,
+        Token::Plus => Role::Plus,
+        Token::Comma
         | Token::Colon
         | Token::Assign
         | Token::Eq
@@ -301,6 +350,12 @@ fn role(tokens: &[(Token<'_>, Span)], at: usize) -> Role {
         }
         _ => Role::Operand,
     }
+}
+
+/// Whether a filter marks its text as one that is not to be escaped.
+fn marks_as_safe(pipe: &Token<'_>, name: &Token<'_>) -> bool {
+    let marks = ["safe", "escape", "e", "forceescape"];
+    matches!((pipe, name), (Token::Pipe, Token::Ident(name)) if marks.contains(name))
 }
 
 /// Whether a word is the name of an attribute, a filter or a test, or the `not` of one.
