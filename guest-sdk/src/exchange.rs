@@ -1,8 +1,10 @@
 //! One call from a client, and the way back.
 
 use crate::bindings::realm::host::exchange;
-use crate::json::Value;
-use crate::{Error, Event, Kind, Message, Policy, Run, Sequence, StopReason, Token, Tool, Usage};
+use crate::json::{Map, Value};
+use crate::{
+    Error, Event, Kind, Message, Policy, PromptEnd, Run, Sequence, StopReason, Token, Tool, Usage,
+};
 
 /// What the client asks.
 #[derive(Debug)]
@@ -36,6 +38,19 @@ impl Request {
     /// The tools of a chat.
     pub fn tools(&self) -> Vec<Tool> {
         self.0.tools()
+    }
+
+    /// Where the chat's prompt is to end.
+    pub fn prompt_end(&self) -> PromptEnd {
+        self.0.prompt_end()
+    }
+
+    /// What the chat template is to know by name besides, for [`Model::render_with`](crate::Model::render_with).
+    ///
+    /// # Errors
+    /// `Invalid` when it is not a JSON object, which the host has already ruled out.
+    pub fn variables(&self) -> Result<Map<String, Value>, Error> {
+        Ok(serde_json::from_str(&self.0.variables_json())?)
     }
 
     /// The prompt as the client meant it: the rendered chat, or raw text or ids.

@@ -48,8 +48,8 @@ pub use bindings::realm::host::exchange::Kind;
 pub use bindings::realm::llm::generation::{Event, Finish};
 pub use bindings::realm::llm::model::Facts;
 pub use bindings::realm::llm::types::{
-    Alternative, Error, Message, Retry, Role, StopReason, Token, TokenLogprob, Tool, ToolCall,
-    Usage,
+    Alternative, Content, ContentPart, Error, Message, PromptEnd, Retry, StopReason, Token,
+    TokenLogprob, Tool, ToolCall, Usage,
 };
 pub use describe::Description;
 pub use exchange::{Reply, Request};

@@ -1,7 +1,8 @@
 //! Models, and token sequences with KV behind them.
 
 use crate::bindings::realm::llm::{model, sequence};
-use crate::{Error, Facts, Message, Role, Token, Tool};
+use crate::json::{Map, Value};
+use crate::{Content, ContentPart, Error, Facts, Message, PromptEnd, Token, Tool, ToolCall};
 
 /// A model the tenant may use.
 #[derive(Debug)]
@@ -37,17 +38,29 @@ impl Model {
         Ok(String::from_utf8_lossy(&self.0.decode(tokens)?).into_owned())
     }
 
-    /// Tokens of a chat by the model's own template; `open_turn` adds the header of the assistant's turn.
+    /// Tokens of a chat by the model's own template, which the model is to answer.
     ///
     /// # Errors
-    /// `Invalid` when the template refuses the messages.
-    pub fn render(
+    /// Those of [`Model::render_with`].
+    pub fn render(&self, messages: &[Message]) -> Result<Vec<Token>, Error> {
+        self.render_with(messages, &[], PromptEnd::OpenTurn, &Map::new())
+    }
+
+    /// The same with tools, another end, and what else the template is to know by name, as a switch of its own.
+    /// [`Request::tools`](crate::Request::tools), [`Request::prompt_end`](crate::Request::prompt_end) and
+    /// [`Request::variables`](crate::Request::variables) are what the client said.
+    ///
+    /// # Errors
+    /// `Invalid` when the template refuses the messages, or has no place for something in them.
+    pub fn render_with(
         &self,
         messages: &[Message],
         tools: &[Tool],
-        open_turn: bool,
+        end: PromptEnd,
+        variables: &Map<String, Value>,
     ) -> Result<Vec<Token>, Error> {
-        self.0.render(messages, tools, open_turn)
+        let variables = serde_json::to_string(variables)?;
+        self.0.render(messages, tools, end, &variables)
     }
 
     /// A new, empty sequence.
@@ -122,18 +135,97 @@ impl Sequence {
 
 impl Message {
     /// What a user says.
-    pub fn user(content: impl Into<String>) -> Message {
-        Message::new(Role::User, content)
+    pub fn user(content: impl Into<Content>) -> Message {
+        Message::new("user", content)
     }
 
-    /// A message without a name, and without tools.
-    pub fn new(role: Role, content: impl Into<String>) -> Message {
+    /// What the model is told before anything else.
+    pub fn system(content: impl Into<Content>) -> Message {
+        Message::new("system", content)
+    }
+
+    /// What the model has answered.
+    pub fn assistant(content: impl Into<Content>) -> Message {
+        Message::new("assistant", content)
+    }
+
+    /// What a tool answers to the call of this id.
+    pub fn tool(call_id: impl Into<String>, content: impl Into<Content>) -> Message {
         Message {
-            role,
+            tool_call_id: Some(call_id.into()),
+            ..Message::new("tool", content)
+        }
+    }
+
+    /// A message of any role, with nothing but a content.
+    pub fn new(role: &str, content: impl Into<Content>) -> Message {
+        Message {
+            role: role.to_owned(),
             content: content.into(),
             name: None,
             tool_call_id: None,
             tool_calls: Vec::new(),
+            more_json: "{}".to_owned(),
+        }
+    }
+
+    /// What it says as one text: that of its parts one after the other.
+    pub fn text(&self) -> String {
+        match &self.content {
+            Content::Absent => String::new(),
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => {
+                let texts = parts.iter().map(|part| match part {
+                    ContentPart::Text(text) => text.clone(),
+                    ContentPart::Json(json) => part_text(json),
+                });
+                texts.collect()
+            }
+        }
+    }
+
+    /// Its other fields, as `reasoning_content`.
+    ///
+    /// # Errors
+    /// `Invalid` when somebody has put something else than a JSON object there.
+    pub fn more(&self) -> Result<Map<String, Value>, Error> {
+        Ok(serde_json::from_str(&self.more_json)?)
+    }
+
+    /// The same message with these as its other fields.
+    #[must_use]
+    pub fn with_more(mut self, more: Map<String, Value>) -> Message {
+        self.more_json = Value::Object(more).to_string();
+        self
+    }
+}
+
+/// The text of a part that has more to it than text.
+fn part_text(json: &str) -> String {
+    let part: Value = serde_json::from_str(json).unwrap_or_default();
+    part["text"].as_str().unwrap_or_default().to_owned()
+}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Content {
+        Content::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Content {
+        Content::Text(text)
+    }
+}
+
+impl ToolCall {
+    /// A call of a function; its arguments are a JSON object.
+    pub fn new(id: &str, name: &str, arguments: &Value) -> ToolCall {
+        ToolCall {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            arguments_json: arguments.to_string(),
+            more_json: "{}".to_owned(),
         }
     }
 }

@@ -112,9 +112,16 @@ fn answer(tenant: &Tenant, route: &str, body: &Value) -> Result<Value> {
 
 #[test]
 fn every_parameter_that_is_honoured_makes_a_difference() -> Result<()> {
-    // The model's template has no place for tools, a stream's options and `best_of` say nothing alone, and embeddings have
-    // tests of their own.
-    const ELSEWHERE: [&str; 4] = ["tools", "tool_choice", "stream_options", "best_of"];
+    // The model's template has no place for tools and documents and no switch, a stream's options and `best_of` say nothing
+    // alone, and embeddings have tests of their own.
+    const ELSEWHERE: [&str; 6] = [
+        "tools",
+        "tool_choice",
+        "documents",
+        "chat_template_kwargs",
+        "stream_options",
+        "best_of",
+    ];
     let server = Server::start_configured("context_max = 64\n")?;
     let tenant = server.tenant("acme")?;
     let is_here = |row: &&Row| row.route != "embedding" && !ELSEWHERE.contains(&row.name.as_str());

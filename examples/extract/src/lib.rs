@@ -44,7 +44,7 @@ impl Workflow for Extract {
         let model = Model::open(&request.model())?;
 
         // The prompt ends with the beginning of the answer. It is prefilled once; each try decodes a fork of it.
-        let mut prompt = model.render(&[user(&text, &fields)], &[], true)?;
+        let mut prompt = model.render(&[user(&text, &fields)])?;
         let opening = format!("{{\"{}\":", fields[0]);
         prompt.extend(model.encode(&opening)?);
         let prefix = model.sequence()?;

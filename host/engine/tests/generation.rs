@@ -3,7 +3,7 @@
 mod common;
 
 use common::block_on;
-use realm_engine::text::{ChatMessage, Specials};
+use realm_engine::text::{Chat, ChatMessage, Specials};
 use realm_engine::{
     Account, Client, Engine, EngineConfig, Event, Finish, Gguf, Job, ModelOptions, Owner, Policy,
     Run, Sequence, StopReason,
@@ -75,16 +75,10 @@ fn start(client: &Client, sequences: &[Sequence], max_tokens: u32) -> Vec<Event>
 fn a_chat_is_answered_and_its_turn_ended() {
     let engine = engine();
     let client = engine.client();
-    let message = ChatMessage {
-        role: "user".to_owned(),
-        content: "Hi, who are you?".to_owned(),
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    };
+    let message = ChatMessage::new("user", "Hi, who are you?");
     let prompt = client
         .text()
-        .chat_tokens(&[message], &[], true, usize::MAX)
+        .chat_tokens(&Chat::new([message]), usize::MAX)
         .expect("the template renders");
     let answers = start(&client, &[sequence(&client, &prompt)], 300);
     // However activations are rounded: other words may differ.

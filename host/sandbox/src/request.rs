@@ -1,10 +1,8 @@
 //! What a client asks, as the server hands it over.
 
-use crate::imports::prompt::role_named;
-use crate::log::printable;
 use crate::{CallError, GuestError, MemoryCharge};
 use realm_engine::Policy;
-use realm_engine::text::ChatMessage;
+use realm_engine::text::Chat;
 use serde::de::IgnoredAny;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -76,12 +74,7 @@ impl Deref for SharedKind {
 #[derive(Clone, Debug)]
 pub enum RequestKind {
     /// Continue a chat.
-    Chat {
-        /// Oldest first.
-        messages: Vec<ChatMessage>,
-        /// As OpenAI writes them: `{"type": "function", "function": {...}}`.
-        tools: Vec<serde_json::Value>,
-    },
+    Chat(Chat),
     /// Continue a text.
     Completion {
         /// What to continue.
@@ -142,17 +135,7 @@ impl CallRequest {
             ));
         }
         match &*self.kind {
-            RequestKind::Chat { messages, .. } => {
-                let unknown = messages.iter().find(|it| role_named(&it.role).is_none());
-                match unknown {
-                    None => Ok(()),
-                    Some(message) => invalid(format!(
-                        "the role {:?} is not known: a message is of system, user, assistant or tool",
-                        printable(&message.role)
-                    )),
-                }
-            }
-            RequestKind::Completion { .. } => Ok(()),
+            RequestKind::Chat(_) | RequestKind::Completion { .. } => Ok(()),
             RequestKind::Function {
                 parameters_json, ..
             } => {

@@ -6,6 +6,7 @@ mod arguments;
 mod form;
 mod named;
 mod operators;
+mod places;
 mod python_filters;
 mod python_format;
 mod python_globals;
@@ -21,10 +22,13 @@ pub use named::{chat_template_names, named_chat_template};
 pub(crate) use templates::ChatTemplates;
 
 use crate::TextError;
-use form::{Form, Formed};
+use crate::chat::{Chat, PromptEnd};
+use form::Form;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, Output, State, context, escape_formatter};
+use minijinja::{Environment, ErrorKind, Output, State, escape_formatter};
+use places::Places;
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,31 +49,8 @@ const PROBE_BYTES_MAX: usize = 1 << 20;
 /// The token of vocabularies that have turns as Gemma's do.
 const TURN: &str = "<start_of_turn>";
 
-/// One message of a chat.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or `tool`.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-    /// Name of the participant.
-    pub name: Option<String>,
-    /// Of a tool's message: the call it answers.
-    pub tool_call_id: Option<String>,
-    /// Of an assistant's message: the calls it made.
-    pub tool_calls: Vec<ToolCall>,
-}
-
-/// A call of a tool by the model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolCall {
-    /// Id that the tool's answer names.
-    pub id: String,
-    /// Name of the function.
-    pub name: String,
-    /// Its arguments, a JSON text.
-    pub arguments_json: String,
-}
+/// Stands behind the text that the model goes on with; the same as transformers', and what follows it is not written.
+const CONTINUED: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// A parsed template with the texts of the special tokens it may print.
 #[derive(Debug)]
@@ -78,6 +59,7 @@ pub(crate) struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     form: Form,
+    places: Places,
 }
 
 impl ChatTemplate {
@@ -103,13 +85,15 @@ impl ChatTemplate {
         }
         let build = || {
             let environment = environment(source, now)?;
-            Ok(ChatTemplate::probed(environment, bos_token, eos_token))
+            let (bos, eos) = (bos_token, eos_token);
+            Ok(ChatTemplate::probed(source, environment, bos, eos))
         };
         on_large_stack(build, TextError::TemplateSyntax)
     }
 
-    /// The template with the form of messages that it wants.
+    /// The template with the form of messages that it wants, and what it has a place for.
     fn probed(
+        source: &str,
         environment: Environment<'static>,
         bos_token: String,
         eos_token: String,
@@ -118,56 +102,45 @@ impl ChatTemplate {
             environment,
             bos_token,
             eos_token,
-            form: Form::USUAL,
+            form: Form::AS_SAID,
+            places: Places::all(source),
         };
-        template.form = Form::probe(|messages, form| {
-            let room = Room {
-                kept_max: PROBE_BYTES_MAX,
-                ..Room::ALL
-            };
-            let rendered = template.render_here(messages, &[], true, room, form);
-            rendered.ok()
+        let room = Room {
+            kept_max: PROBE_BYTES_MAX,
+            ..Room::ALL
+        };
+        template.form = Form::probe(&|messages, form| {
+            template.render_here(&Chat::new(messages), room, form).ok()
         });
-        template
+        let places = Places::probe(source, template.form, |chat| {
+            template.render_here(chat, room, template.form).ok()
+        });
+        ChatTemplate { places, ..template }
     }
 
-    /// Renders a chat; `open_turn` adds the header of the assistant's turn.
+    /// Refuses a chat of which the template would pass over something.
     ///
     /// # Errors
-    /// [`TextError::Template`] with the template's own words where it refuses the messages;
+    /// [`TextError::NoPlace`] and [`TextError::NothingToContinue`], with the field.
+    pub(crate) fn check(&self, chat: &Chat) -> Result<(), TextError> {
+        self.places.check(chat)
+    }
+
+    /// Renders a chat.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::check`]; [`TextError::Template`] with the template's own words where it refuses the messages;
     /// [`TextError::RenderedTooLong`] as soon as it writes more than there is room for.
-    pub(crate) fn render(
-        &self,
-        messages: &[ChatMessage],
-        tools: &[serde_json::Value],
-        open_turn: bool,
-        room: Room<'_>,
-    ) -> Result<String, TextError> {
-        let render = || self.render_here(messages, tools, open_turn, room, self.form);
+    pub(crate) fn render(&self, chat: &Chat, room: Room<'_>) -> Result<String, TextError> {
+        self.check(chat)?;
+        let render = || self.render_here(chat, room, self.form);
         on_large_stack(render, TextError::Template)
     }
 
-    fn render_here(
-        &self,
-        messages: &[ChatMessage],
-        tools: &[serde_json::Value],
-        open_turn: bool,
-        room: Room<'_>,
-        form: Form,
-    ) -> Result<String, TextError> {
+    fn render_here(&self, chat: &Chat, room: Room<'_>, form: Form) -> Result<String, TextError> {
         let refused = |error: minijinja::Error| TextError::Template(describe(&error));
         let template = self.environment.get_template("chat").map_err(refused)?;
-        let tools = match tools {
-            [] => Value::from(()),
-            tools => Value::from(Serde(tools)),
-        };
-        let variables = context! {
-            messages => messages.iter().map(|message| Value::from(Serde(Formed(message, form)))).collect::<Value>(),
-            tools => tools,
-            add_generation_prompt => open_turn,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-        };
+        let variables = self.variables(chat, form);
         let mut rendered = Bounded::new(room);
         let result = template.render_captured_to(variables, &mut rendered);
         if rendered.is_full {
@@ -176,7 +149,66 @@ impl ChatTemplate {
             });
         }
         result.map_err(refused)?;
-        String::from_utf8(rendered.bytes).map_err(|error| TextError::Template(error.to_string()))
+        let prompt = String::from_utf8(rendered.bytes)
+            .map_err(|error| TextError::Template(error.to_string()))?;
+        match chat.end {
+            PromptEnd::LastMessage => up_to_last(prompt, chat),
+            PromptEnd::OpenTurn | PromptEnd::ClosedTurn => Ok(prompt),
+        }
+    }
+
+    /// What the template knows by name. Its own variables come first: nothing that a client names shadows the rest.
+    fn variables(&self, chat: &Chat, form: Form) -> Value {
+        let last = chat.messages.len().wrapping_sub(1);
+        let messages = chat.messages.iter().enumerate().map(|(index, message)| {
+            let is_continued = chat.end == PromptEnd::LastMessage && index == last;
+            let more = if is_continued { CONTINUED } else { "" };
+            form.formed(message, more).value()
+        });
+        let tools = match chat.tools.as_slice() {
+            [] => Value::from(()),
+            tools => Value::from(Serde(tools)),
+        };
+        let given = |(name, value): (&String, _)| (name.clone(), Value::from(Serde(value)));
+        let own = [
+            ("messages", messages.collect::<Value>()),
+            ("tools", tools),
+            (
+                "add_generation_prompt",
+                (chat.end == PromptEnd::OpenTurn).into(),
+            ),
+            ("bos_token", self.bos_token.as_str().into()),
+            ("eos_token", self.eos_token.as_str().into()),
+        ];
+        let documents = ("documents".to_owned(), Value::from(()));
+        let variables = std::iter::once(documents).chain(chat.variables.iter().map(given));
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        let all: BTreeMap<String, Value> = variables.chain(own).collect();
+        all.into()
+    }
+}
+
+/// The prompt up to the end of the last message's text, as transformers cuts it.
+fn up_to_last(mut prompt: String, chat: &Chat) -> Result<String, TextError> {
+    let text = chat
+        .messages
+        .last()
+        .and_then(|message| message.texts().last());
+    let is_there = text.is_some_and(|text| prompt.contains(text.trim()));
+    match prompt.rfind(CONTINUED.trim_end()).filter(|_| is_there) {
+        Some(end) => {
+            // A template that trims the text took the space behind the tag as well.
+            let is_trimmed = !prompt[end..].starts_with(CONTINUED);
+            prompt.truncate(end);
+            if is_trimmed {
+                prompt.truncate(prompt.trim_end().len());
+            }
+            Ok(prompt)
+        }
+        None => {
+            let why = "it does not write the text of the last message as it is, so it cannot be continued";
+            Err(TextError::Template(why.to_owned()))
+        }
     }
 }
 
@@ -343,25 +375,21 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minij
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ChatMessage;
+    use serde_json::json;
     use std::collections::HashMap;
 
     fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.into(),
-            content: content.into(),
-            name: None,
-            tool_call_id: None,
-            tool_calls: Vec::new(),
-        }
+        ChatMessage::new(role, content)
+    }
+
+    fn chat(messages: &[ChatMessage]) -> Chat {
+        Chat::new(messages)
     }
 
     fn render(source: Option<&str>, messages: &[ChatMessage]) -> Result<String, TextError> {
-        ChatTemplate::new(source, &[], "<s>".into(), "</s>".into())?.render(
-            messages,
-            &[],
-            true,
-            Room::ALL,
-        )
+        let template = ChatTemplate::new(source, &[], "<s>".into(), "</s>".into())?;
+        template.render(&chat(messages), Room::ALL)
     }
 
     /// Expressions and statements one by one, and what Python's Jinja makes of them.
@@ -439,12 +467,12 @@ mod tests {
     #[derive(serde::Deserialize)]
     struct Fixture {
         templates: HashMap<String, String>,
-        chats: HashMap<String, Chat>,
+        chats: HashMap<String, Said>,
         cases: Vec<Case>,
     }
 
     #[derive(serde::Deserialize)]
-    struct Chat {
+    struct Said {
         messages: Vec<serde_json::Value>,
         #[serde(default)]
         tools: Vec<serde_json::Value>,
@@ -459,22 +487,19 @@ mod tests {
         error: Option<String>,
     }
 
+    /// A message as clients write it: calls are there in OpenAI's nested shape.
     fn from_json(json: &serde_json::Value) -> ChatMessage {
-        let text = |json: &serde_json::Value, key: &str| json[key].as_str().map(str::to_owned);
-        let calls = json["tool_calls"].as_array().into_iter().flatten();
-        ChatMessage {
-            role: text(json, "role").unwrap(),
-            content: text(json, "content").unwrap(),
-            name: text(json, "name"),
-            tool_call_id: text(json, "tool_call_id"),
-            tool_calls: calls
-                .map(|call| ToolCall {
-                    id: text(call, "id").unwrap(),
-                    name: text(call, "name").unwrap(),
-                    arguments_json: text(call, "arguments_json").unwrap(),
-                })
-                .collect(),
+        let mut fields = json.as_object().unwrap().clone();
+        if let Some(calls) = fields
+            .get_mut("tool_calls")
+            .and_then(|calls| calls.as_array_mut())
+        {
+            for call in calls {
+                let function = json!({"name": call["name"], "arguments": call["arguments_json"]});
+                *call = json!({"id": call["id"], "type": "function", "function": function});
+            }
         }
+        ChatMessage::from(fields)
     }
 
     /// Every case of a file that `tests/chat_templates.py` wrote.
@@ -482,17 +507,23 @@ mod tests {
         let fixture: Fixture = serde_json::from_str(fixture).unwrap();
         let mut wrong = Vec::new();
         for case in &fixture.cases {
-            let chat = &fixture.chats[&case.chat];
-            let messages: Vec<ChatMessage> = chat.messages.iter().map(from_json).collect();
-            let environment = environment(&fixture.templates[&case.template], || 1_721_984_703);
+            let said = &fixture.chats[&case.chat];
+            let messages: Vec<ChatMessage> = said.messages.iter().map(from_json).collect();
+            let source = &fixture.templates[&case.template];
+            let environment = environment(source, || 1_721_984_703);
             let rendered = environment.and_then(|environment| {
-                let template = ChatTemplate::probed(environment, "<bos>".into(), "<eos>".into());
-                template.render(
-                    &messages,
-                    &chat.tools,
-                    chat.open_turn.unwrap_or(true),
-                    Room::ALL,
-                )
+                let (bos, eos) = ("<bos>".to_owned(), "<eos>".to_owned());
+                let template = ChatTemplate::probed(source, environment, bos, eos);
+                let chat = Chat {
+                    messages,
+                    tools: said.tools.clone(),
+                    end: match said.open_turn {
+                        Some(false) => PromptEnd::ClosedTurn,
+                        _ => PromptEnd::OpenTurn,
+                    },
+                    ..Chat::default()
+                };
+                template.render_here(&chat, Room::ALL, template.form)
             });
             let right = match (&case.expected, &case.error, &rendered) {
                 (Some(expected), _, Ok(rendered)) => expected == rendered,
@@ -519,21 +550,21 @@ mod tests {
     fn a_vocabulary_with_turns_gets_turns_where_the_file_has_no_template() {
         let template = ChatTemplate::new(None, &[TURN.into()], "<bos>".into(), "<eos>".into());
         let template = template.unwrap();
-        let chat = [
+        let said = [
             message("system", "Be brief."),
             message("user", " hi "),
             message("assistant", "Hello."),
             message("user", "bye"),
         ];
         assert_eq!(
-            template.render(&chat, &[], true, Room::ALL).as_deref(),
+            template.render(&chat(&said), Room::ALL).as_deref(),
             Ok(concat!(
                 "<bos><start_of_turn>user\nBe brief.\n\nhi<end_of_turn>\n",
                 "<start_of_turn>model\nHello.<end_of_turn>\n",
                 "<start_of_turn>user\nbye<end_of_turn>\n<start_of_turn>model\n"
             ))
         );
-        let refused = template.render(&chat[2..3], &[], true, Room::ALL);
+        let refused = template.render(&chat(&said[2..3]), Room::ALL);
         assert!(
             matches!(refused, Err(TextError::Template(_))),
             "{refused:?}"
@@ -687,15 +718,9 @@ mod tests {
 
     /// A call without other content, as clients send it.
     fn call(arguments_json: &str) -> [ChatMessage; 3] {
-        let call = ToolCall {
-            id: "c1".into(),
-            name: "f".into(),
-            arguments_json: arguments_json.into(),
-        };
-        let assistant = ChatMessage {
-            tool_calls: vec![call],
-            ..message("assistant", "")
-        };
+        let function = json!({"name": "f", "arguments": arguments_json});
+        let calls = json!([{"id": "c1", "type": "function", "function": function}]);
+        let assistant = ChatMessage::new("assistant", ()).with("tool_calls", calls);
         [message("user", "x"), assistant, message("tool", "r")]
     }
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a tokenizer, a template or a chat.
 
-/// An error of this crate. The last five are the client's fault; the others are the model file's.
+/// An error of this crate. The last seven are the client's fault; the others are the model file's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -51,6 +51,20 @@ pub enum TextError {
     /// The chat template refused these messages, or needed too much work for them.
     #[error("the chat template cannot render these messages: {0}")]
     Template(String),
+    /// The chat template would pass over something that the client said.
+    #[error("{field}: this model's chat template has no place for {what}")]
+    NoPlace {
+        /// The path of the field.
+        field: String,
+        /// What it is.
+        what: String,
+    },
+    /// The last message has no text to go on with.
+    #[error("{field}: must have a text that the model can continue")]
+    NothingToContinue {
+        /// The path of the field.
+        field: String,
+    },
     /// The chat template wrote too much.
     #[error("the rendered chat is longer than the {bytes_max} bytes that are allowed")]
     RenderedTooLong {

@@ -4,7 +4,7 @@
 //! the file fills a [`TextSource`]. No I/O, no unsafe code, and work that stays near-linear in the input whatever it is.
 //!
 //! ```
-//! use realm_text::{ChatMessage, Detokenizer, Specials, StopMatcher, TextModel, TextSource};
+//! use realm_text::{Chat, ChatMessage, Detokenizer, Specials, StopMatcher, TextModel, TextSource};
 //!
 //! // A vocabulary of single bytes and two control tokens; a model file has more.
 //! let mut tokens: Vec<String> = (0..=255).map(|byte: u8| format!("<0x{byte:02X}>")).collect();
@@ -21,8 +21,8 @@
 //! })?;
 //!
 //! // In: a chat as the model reads it. Names of control tokens count here, and not in text of strangers.
-//! let user = ChatMessage { role: "user".into(), content: "hi".into(), name: None, tool_call_id: None, tool_calls: vec![] };
-//! let prompt = model.chat_tokens(&[user], &[], true, 100)?;
+//! let chat = Chat::new([ChatMessage::new("user", "hi")]);
+//! let prompt = model.chat_tokens(&chat, 100)?;
 //! assert_eq!(prompt[0], 256);
 //! assert_eq!(model.encode("<|im_start|>", Specials::Literal, true, 100)?.len(), 12);
 //!
@@ -46,6 +46,7 @@
 #[cfg(test)]
 extern crate self as realm_text;
 
+mod chat;
 mod chat_template;
 mod detokenizer;
 mod error;
@@ -53,7 +54,8 @@ mod offsets;
 mod stop;
 mod tokenizer;
 
-pub use chat_template::{ChatMessage, ToolCall, chat_template_names, named_chat_template};
+pub use chat::{Chat, ChatMessage, PromptEnd, RESERVED_VARIABLES};
+pub use chat_template::{chat_template_names, named_chat_template};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use offsets::TextOffsets;

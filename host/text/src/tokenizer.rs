@@ -12,7 +12,8 @@ mod windows;
 mod word_piece;
 mod words;
 
-use crate::chat_template::{ChatMessage, ChatTemplates, Room, kept};
+use crate::chat::Chat;
+use crate::chat_template::{ChatTemplates, Room, kept};
 use crate::offsets::{Cursor, Origin};
 use crate::{Detokenizer, TextError};
 use byte_level::ByteLevel;
@@ -324,18 +325,22 @@ impl TextModel {
         self.templates.check()
     }
 
-    /// A chat as the model was trained to read it; `open_turn` adds the header of the assistant's turn.
+    /// Refuses a chat of which the model's template would pass over something: it is not to be lost without a word.
     ///
     /// # Errors
-    /// [`TextError::Template`] when the model's template refuses the messages or makes too much of them.
-    pub fn render_chat(
-        &self,
-        messages: &[ChatMessage],
-        tools: &[serde_json::Value],
-        open_turn: bool,
-    ) -> Result<String, TextError> {
-        let template = self.templates.for_chat(!tools.is_empty())?;
-        template.render(messages, tools, open_turn, Room::ALL)
+    /// [`TextError::NoPlace`] and [`TextError::NothingToContinue`], with the field; [`TextError::TemplateSyntax`] where there
+    /// can be no chat.
+    pub fn check_chat(&self, chat: &Chat) -> Result<(), TextError> {
+        self.templates.for_chat(chat)?.check(chat)
+    }
+
+    /// A chat as the model was trained to read it.
+    ///
+    /// # Errors
+    /// Those of [`TextModel::check_chat`]; [`TextError::Template`] when the model's template refuses the messages or makes
+    /// too much of them.
+    pub fn render_chat(&self, chat: &Chat) -> Result<String, TextError> {
+        self.templates.for_chat(chat)?.render(chat, Room::ALL)
     }
 
     /// The tokens of a chat, as [`TextModel::encode`] gives them: a `bos` that the template writes is not doubled.
@@ -343,20 +348,13 @@ impl TextModel {
     /// # Errors
     /// Those of [`TextModel::render_chat`]; [`TextError::ChatTooLong`] as soon as more is rendered than fits in
     /// `tokens_max` tokens, and [`TextError::TooManyTokens`] as soon as it takes more.
-    pub fn chat_tokens(
-        &self,
-        messages: &[ChatMessage],
-        tools: &[serde_json::Value],
-        open_turn: bool,
-        tokens_max: usize,
-    ) -> Result<Vec<u32>, TextError> {
+    pub fn chat_tokens(&self, chat: &Chat, tokens_max: usize) -> Result<Vec<u32>, TextError> {
         let bytes_max = self.text_bytes_max(tokens_max);
         let room = Room {
             kept_max: bytes_max,
             kept_bytes: &self.kept_bytes,
         };
-        let template = self.templates.for_chat(!tools.is_empty())?;
-        let rendered = template.render(messages, tools, open_turn, room);
+        let rendered = self.templates.for_chat(chat)?.render(chat, room);
         let rendered = rendered.map_err(|error| match error {
             TextError::RenderedTooLong { bytes_max: most } if bytes_max <= most => {
                 TextError::ChatTooLong {

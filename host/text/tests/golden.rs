@@ -6,7 +6,7 @@
 mod common;
 
 use common::{cached, fixtures, source};
-use realm_text::{ChatMessage, Specials, TextError, TextModel, TextSource};
+use realm_text::{Chat, ChatMessage, Specials, TextError, TextModel, TextSource};
 use serde_json::Value;
 use std::path::Path;
 
@@ -72,26 +72,20 @@ fn the_tiny_vocabulary_of_the_zoo_equals_the_reference() {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage {
-        role: role.into(),
-        content: content.into(),
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    }
+    ChatMessage::new(role, content)
 }
 
 #[test]
 fn the_template_of_the_file_is_used() {
     let model = smollm2();
     let rendered = model
-        .render_chat(&[message("user", "hi")], &[], true)
+        .render_chat(&Chat::new([message("user", "hi")]))
         .unwrap();
     let expected = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
                     <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(rendered, expected);
     let ids = model
-        .chat_tokens(&[message("user", "hi")], &[], true, usize::MAX)
+        .chat_tokens(&Chat::new([message("user", "hi")]), usize::MAX)
         .unwrap();
     assert_eq!(
         ids.iter().filter(|id| **id == 1).count(),
@@ -123,7 +117,7 @@ fn a_bos_stands_once_in_front_where_the_model_wants_one() {
     templated.chat_template = Some("{{ bos_token }}{{ messages[0].content }}".into());
     let ids = TextModel::new(templated)
         .unwrap()
-        .chat_tokens(&[message("user", "a")], &[], true, usize::MAX)
+        .chat_tokens(&Chat::new([message("user", "a")]), usize::MAX)
         .unwrap();
     assert_eq!(ids.iter().filter(|id| **id == 2).count(), 1);
     assert_eq!(
@@ -237,22 +231,25 @@ fn a_bad_template_costs_chats_and_not_the_model() {
     let model = TextModel::new(source.clone()).unwrap();
     let text = model.encode("works", Specials::Literal, false, usize::MAX);
     assert_eq!(model.decode(&text.unwrap()), b"works");
-    let refused = model.chat_tokens(&[message("user", "hi")], &[], true, usize::MAX);
+    let refused = model.chat_tokens(&Chat::new([message("user", "hi")]), usize::MAX);
     let error = refused.unwrap_err();
     assert!(matches!(error, TextError::TemplateSyntax(_)), "{error}");
     assert!(error.to_string().contains("(line 2)"), "{error}");
     assert_eq!(model.check_chat_template(), Err(error));
 
     // Of two templates each is for its own chats.
-    source.chat_template_tools = Some("{{ tools[0].name }}".into());
+    source.chat_template_tools = Some("{{ tools[0].function.name }}".into());
     let model = TextModel::new(source.clone()).unwrap();
-    let tools = [serde_json::json!({"name": "f"})];
-    let chat = [message("user", "hi")];
-    assert_eq!(model.render_chat(&chat, &tools, true).as_deref(), Ok("f"));
-    assert!(model.render_chat(&chat, &[], true).is_err());
+    let chat = Chat::new([message("user", "hi")]);
+    let with_tools = Chat {
+        tools: vec![serde_json::json!({"type": "function", "function": {"name": "f"}})],
+        ..chat.clone()
+    };
+    assert_eq!(model.render_chat(&with_tools).as_deref(), Ok("f"));
+    assert!(model.render_chat(&chat).is_err());
     source.chat_template = Some("usual".into());
     let model = TextModel::new(source).unwrap();
-    assert_eq!(model.render_chat(&chat, &[], true).as_deref(), Ok("usual"));
+    assert_eq!(model.render_chat(&chat).as_deref(), Ok("usual"));
 }
 
 #[test]
@@ -276,7 +273,7 @@ fn a_text_that_cannot_fit_is_refused_for_its_length() {
         tokens_max,
     };
     assert_eq!(
-        model.chat_tokens(&[chat], &[], true, tokens_max),
+        model.chat_tokens(&Chat::new([chat]), tokens_max),
         Err(expected)
     );
 
@@ -289,7 +286,7 @@ fn a_text_that_cannot_fit_is_refused_for_its_length() {
     );
     assert!(
         model
-            .chat_tokens(&dropped_chat, &[], true, tokens_max)
+            .chat_tokens(&Chat::new(dropped_chat), tokens_max)
             .unwrap()
             .len()
             < 50

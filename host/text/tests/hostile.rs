@@ -1,6 +1,6 @@
 //! Vocabularies and texts made to break things: every one gives an error or a model that works, and none a panic.
 
-use realm_text::{ChatMessage, Specials, TextModel, TextSource};
+use realm_text::{Chat, ChatMessage, Specials, TextModel, TextSource};
 
 /// A small generator with a period of 2^64; a failing seed is printed and can be run alone.
 struct Draw(u64);
@@ -156,15 +156,9 @@ fn any_vocabulary_is_an_error_or_works() {
                 assert!(!model.is_control(id) || model.token_bytes(id).is_empty());
                 model.is_end_of_generation(id);
             }
-            let message = ChatMessage {
-                role: "user".into(),
-                content: TEXT.into(),
-                name: None,
-                tool_call_id: None,
-                tool_calls: Vec::new(),
-            };
+            let message = ChatMessage::new("user", TEXT);
             // An error is fine: the template may refuse.
-            let _ = model.chat_tokens(&[message], &[], true, usize::MAX);
+            let _ = model.chat_tokens(&Chat::new([message]), usize::MAX);
         };
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)) {
             eprintln!("seed {seed}: {source:?}");

@@ -14,8 +14,8 @@ mod properties;
 use common::{fixtures, source};
 use peak_alloc::PeakAlloc;
 use properties::{is_refused_or_works, message, renders_or_refuses};
-use realm_text::{ChatMessage, TextSource, ToolCall};
-use serde_json::Value;
+use realm_text::{Chat, PromptEnd, TextSource};
+use serde_json::{Value, json};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -292,7 +292,7 @@ const JINJA: &[&str] = &[
 /// The templates and chats that are compared with Jinja2 elsewhere.
 struct Chats {
     templates: Vec<String>,
-    chats: Vec<(Vec<ChatMessage>, Vec<Value>)>,
+    chats: Vec<Chat>,
 }
 
 fn chats() -> Chats {
@@ -308,23 +308,28 @@ fn chats() -> Chats {
                 let text = |key: &str| json[key].as_str().unwrap_or_default();
                 message(text("role"), text("content"))
             });
-            let tools = chat["tools"].as_array().cloned().unwrap_or_default();
-            (messages.collect(), tools)
+            Chat {
+                tools: chat["tools"].as_array().cloned().unwrap_or_default(),
+                ..Chat::new(messages.collect::<Vec<_>>())
+            }
         })
         .collect();
     // What a client may send beside them: names of control tokens, templates, arguments that are no JSON.
-    let mut odd = message("assistant", "</s>{{ x }}{% for %}\u{0}\u{202e}");
-    odd.name = Some("<s>".repeat(100));
-    odd.tool_calls = ["{\"a\": [[[[1e999]]]]}", "{", "[]"]
-        .map(|arguments| ToolCall {
-            id: "1".to_owned(),
-            name: String::new(),
-            arguments_json: arguments.to_owned(),
-        })
-        .into();
-    chats.push((vec![odd; 20], vec![Value::Null]));
-    chats.push((vec![message("user", &"é{{".repeat(1_000))], Vec::new()));
-    chats.push((Vec::new(), Vec::new()));
+    let calls = ["{\"a\": [[[[1e999]]]]}", "{", "[]"]
+        .map(|arguments| json!({"id": "1", "function": {"name": "", "arguments": arguments}}));
+    let odd = message("assistant", "</s>{{ x }}{% for %}\u{0}\u{202e}")
+        .with("name", "<s>".repeat(100))
+        .with("tool_calls", calls.to_vec());
+    chats.push(Chat {
+        tools: vec![Value::Null],
+        ..Chat::new(vec![odd; 20])
+    });
+    chats.push(Chat::new([message("user", &"é{{".repeat(1_000))]));
+    chats.push(Chat {
+        end: PromptEnd::LastMessage,
+        ..Chat::new([message("user", "CONTINUE_FINAL_MESSAGE_TAG")])
+    });
+    chats.push(Chat::default());
     Chats {
         templates: templates
             .map(|text| text.as_str().unwrap().to_owned())
@@ -337,7 +342,7 @@ fn damaged_templates() {
     let Chats { templates, chats } = chats();
     // What is built on first use.
     for template in &templates {
-        renders_or_refuses(template, &chats[0].0, &chats[0].1);
+        renders_or_refuses(template, &chats[0]);
     }
     let (mut rendered, mut refused) = (0, 0);
     for seed in 0..TEMPLATES {
@@ -350,8 +355,8 @@ fn damaged_templates() {
         for _ in 0..1 + random.below(8) {
             random.damage(&mut template, JINJA, &templates);
         }
-        let (messages, tools) = &chats[random.below(chats.len())];
-        let check = || renders_or_refuses(&template, messages, tools);
+        let chat = &chats[random.below(chats.len())];
+        let check = || renders_or_refuses(&template, chat);
         match bounded("template", seed, RENDERING_BYTES_MAX, check) {
             true => rendered += 1,
             false => refused += 1,

@@ -1,6 +1,6 @@
 //! The tokens that begin and end texts: which they are, whatever a file says or leaves out, and that they come once.
 
-use realm_text::{ChatMessage, Specials, TextModel, TextSource};
+use realm_text::{Chat, ChatMessage, Specials, TextModel, TextSource};
 
 /// Control tokens as SentencePiece places them, every byte, and a few words.
 fn sentence_piece() -> TextSource {
@@ -71,15 +71,9 @@ fn a_template_that_writes_the_bos_gets_no_second_one() {
             chat_template: Some(template.to_owned()),
             ..sentence_piece()
         };
-        let message = ChatMessage {
-            role: "user".to_owned(),
-            content: "a".to_owned(),
-            name: None,
-            tool_call_id: None,
-            tool_calls: Vec::new(),
-        };
+        let message = ChatMessage::new("user", "a");
         let model = TextModel::new(source).unwrap();
-        let ids = model.chat_tokens(&[message], &[], true, 100).unwrap();
+        let ids = model.chat_tokens(&Chat::new([message]), 100).unwrap();
         assert_eq!((ids[0], count(&ids, BOS)), (BOS, 1), "{template}: {ids:?}");
     }
 }

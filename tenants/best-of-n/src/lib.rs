@@ -82,7 +82,7 @@ fn function(model: &Model, request: &Request, reply: &Reply) -> Result<(), Error
         policy = policy.seed(seed);
     }
 
-    let prompt = model.render(&[Message::user(prompt)], &[], true)?;
+    let prompt = model.render(&[Message::user(prompt)])?;
     let sequence = model.sequence()?;
     sequence.append(&prompt)?;
     let candidates = candidates(sequence, n as u32, &policy)?;

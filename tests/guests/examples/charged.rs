@@ -1,8 +1,8 @@
 //! Makes the host hold or do something for it, and says what became of it: which, is the function that is called.
 
-use realm_guest::json::{Value, json};
+use realm_guest::json::{Map, Value, json};
 use realm_guest::{
-    Description, Error, Message, Model, Policy, Reply, Request, Role, Run, Sequence, Tool,
+    Description, Error, Message, Model, Policy, PromptEnd, Reply, Request, Run, Sequence, Tool,
     ToolCall, Workflow,
 };
 
@@ -180,7 +180,12 @@ fn tools(model: &Model, parameters_json: String) -> Result<(), Error> {
         strict: false,
     };
     model
-        .render(&[Message::user("hello")], &[tool], true)
+        .render_with(
+            &[Message::user("hello")],
+            &[tool],
+            PromptEnd::OpenTurn,
+            &Map::new(),
+        )
         .map(drop)
 }
 
@@ -189,12 +194,13 @@ fn calls(model: &Model, arguments_json: String) -> Result<(), Error> {
         id: "call".into(),
         name: "tool".into(),
         arguments_json,
+        more_json: "{}".to_owned(),
     };
     let message = Message {
         tool_calls: vec![call],
-        ..Message::new(Role::Assistant, "")
+        ..Message::assistant("")
     };
-    model.render(&[message], &[], true).map(drop)
+    model.render(&[message]).map(drop)
 }
 
 fn fails(model: &Model, count: usize) -> Result<(), Error> {

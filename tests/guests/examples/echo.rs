@@ -31,7 +31,7 @@ impl Workflow for Guest {
             let last = request
                 .messages()
                 .pop()
-                .map(|message| message.content)
+                .map(|message| message.text())
                 .unwrap_or_default();
             return reply.text(0, &last);
         }

@@ -2,8 +2,9 @@
 
 use realm_guest::json::json;
 use realm_guest::{
-    Alternative, Description, Error, Event, Finish, Message, Model, Policy, Reply, Request, Role,
-    Run, Sequence, StopReason, TokenLogprob, Tool, ToolCall, Workflow, log,
+    Alternative, Content, ContentPart, Description, Error, Event, Finish, Message, Model, Policy,
+    PromptEnd, Reply, Request, Run, Sequence, StopReason, TokenLogprob, Tool, ToolCall, Workflow,
+    log,
 };
 
 struct Guest;
@@ -115,6 +116,14 @@ impl Calls {
         }
     }
 
+    fn object_text(&mut self) -> String {
+        match self.random.u32(..4) {
+            0 => self.json_text(),
+            1 => json!({"role": "a", "function": {"name": self.number()}}).to_string(),
+            _ => "{}".to_owned(),
+        }
+    }
+
     fn tokens(&mut self) -> Vec<u32> {
         let is_wild = self.random.u32(..8) == 0;
         let length = self.length();
@@ -129,10 +138,17 @@ impl Calls {
     }
 
     fn messages(&mut self) -> Vec<Message> {
-        let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
+        let roles = ["system", "user", "assistant", "tool", "probe"];
         let message = |_| Message {
-            role: self.random.choice(roles).unwrap_or(Role::User),
-            content: self.text(),
+            role: self.random.choice(roles).unwrap_or("user").to_owned(),
+            content: match self.random.u32(..3) {
+                0 => Content::Absent,
+                1 => Content::Text(self.text()),
+                _ => Content::Parts(vec![
+                    ContentPart::Text(self.text()),
+                    ContentPart::Json(self.json_text()),
+                ]),
+            },
             name: self.random.bool().then(|| "name".to_owned()),
             tool_call_id: self.random.bool().then(|| "id".to_owned()),
             tool_calls: match self.random.bool() {
@@ -140,9 +156,11 @@ impl Calls {
                     id: "id".to_owned(),
                     name: self.text(),
                     arguments_json: self.json_text(),
+                    more_json: self.object_text(),
                 }],
                 false => Vec::new(),
             },
+            more_json: self.object_text(),
         };
         (0..4).map(message).collect()
     }
@@ -161,7 +179,15 @@ impl Calls {
                     strict: self.random.bool(),
                 };
                 let messages = self.messages();
-                self.model.render(&messages, &[tool], true).map(drop)
+                let end = self
+                    .random
+                    .choice([PromptEnd::OpenTurn, PromptEnd::LastMessage]);
+                let end = end.unwrap_or(PromptEnd::ClosedTurn);
+                let variables = [(self.text(), json!([self.number()]))]
+                    .into_iter()
+                    .collect();
+                let rendered = self.model.render_with(&messages, &[tool], end, &variables);
+                rendered.map(drop)
             }
         }
     }

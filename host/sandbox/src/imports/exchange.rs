@@ -4,7 +4,7 @@
 
 use crate::bindings::realm::host::exchange::{Host, HostReply, HostRequest, Kind};
 use crate::bindings::realm::llm::generation::{Event, Finish};
-use crate::bindings::realm::llm::types::{Message, StopReason, Tool, Usage};
+use crate::bindings::realm::llm::types::{Message, PromptEnd, StopReason, Tool, Usage};
 use crate::imports::generation::{PolicyHandle, RunHandle, engine_logprob, policy_bytes, usage};
 use crate::imports::sequence::SequenceHandle;
 use crate::imports::{Failure, engine_reason, prompt};
@@ -254,9 +254,10 @@ impl HostRequest for State {
 
     async fn messages(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Message>> {
         let kind = self.request()?.kind.clone();
-        let RequestKind::Chat { messages, .. } = &*kind else {
+        let RequestKind::Chat(chat) = &*kind else {
             return Ok(Vec::new());
         };
+        let messages = &chat.messages;
         let bytes = messages.iter().map(prompt::given_message_bytes).sum();
         self.handed_over.resize(bytes)?;
         Ok(messages.iter().map(prompt::given_message).collect())
@@ -264,12 +265,30 @@ impl HostRequest for State {
 
     async fn tools(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<Vec<Tool>> {
         let kind = self.request()?.kind.clone();
-        let RequestKind::Chat { tools, .. } = &*kind else {
+        let RequestKind::Chat(chat) = &*kind else {
             return Ok(Vec::new());
         };
+        let tools = &chat.tools;
         let bytes = tools.iter().map(prompt::given_tool_bytes).sum();
         self.handed_over.resize(bytes)?;
         Ok(tools.iter().map(prompt::given_tool).collect())
+    }
+
+    async fn prompt_end(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<PromptEnd> {
+        Ok(match &*self.request()?.kind {
+            RequestKind::Chat(chat) => prompt::given_end(chat.end),
+            RequestKind::Completion { .. } | RequestKind::Function { .. } => PromptEnd::OpenTurn,
+        })
+    }
+
+    async fn variables_json(&mut self, _: Resource<RequestHandle>) -> wasmtime::Result<String> {
+        let kind = self.request()?.kind.clone();
+        let RequestKind::Chat(chat) = &*kind else {
+            return Ok("{}".to_owned());
+        };
+        self.handed_over
+            .resize(prompt::given_variables_bytes(chat))?;
+        Ok(prompt::given_variables(chat))
     }
 
     async fn prompt(&mut self, _: Resource<RequestHandle>) -> Result<Vec<u32>, Failure> {
@@ -480,10 +499,7 @@ mod tests {
 
     fn exchange(memory: &Arc<CallMemory>) -> (Exchange, mpsc::Receiver<Queued>) {
         let (sender, events) = mpsc::channel(16);
-        let kind = RequestKind::Chat {
-            messages: Vec::new(),
-            tools: Vec::new(),
-        };
+        let kind = RequestKind::Chat(engine::text::Chat::default());
         let request = CallRequest {
             id: String::new(),
             kind: kind.into(),

@@ -1,9 +1,9 @@
 //! `realm:llm/model`: opening models, and what needs no KV.
 
 use crate::bindings::realm::llm::model::{Facts, Host, HostModel};
-use crate::bindings::realm::llm::types::{Message, Tool};
+use crate::bindings::realm::llm::types::{Message, PromptEnd, Tool};
 use crate::imports::Failure;
-use crate::imports::prompt::{ChatSize, chat_tokens, message_bytes, tool_bytes};
+use crate::imports::prompt::{ChatSize, GuestChat, chat_tokens};
 use crate::memory::{HANDLE_BYTES, Held};
 use crate::state::State;
 use realm_engine::Client;
@@ -91,15 +91,20 @@ impl HostModel for State {
         model: Resource<ModelHandle>,
         messages: Vec<Message>,
         tools: Vec<Tool>,
-        open_turn: bool,
+        end: PromptEnd,
+        variables_json: String,
     ) -> Result<Vec<u32>, Failure> {
         let client = self.table.get(&model)?.client.clone();
-        let texts = messages.iter().map(message_bytes);
-        let texts = texts.chain(tools.iter().map(tool_bytes));
-        check_bytes(texts.sum(), self.tenant.limits.json_bytes_max)?;
+        let chat = GuestChat {
+            messages,
+            tools,
+            end,
+            variables_json,
+        };
+        check_bytes(chat.bytes(), self.tenant.limits.json_bytes_max)?;
         let context = client.facts().context_length as usize;
-        let bytes = ChatSize::of(&messages, &tools).bytes_max(client.text(), context);
-        let render = move || chat_tokens(&client, messages, tools, open_turn);
+        let bytes = ChatSize::of(&chat).bytes_max(client.text(), context);
+        let render = move || chat_tokens(&client, chat);
         let (tokens, held) = self.worker().run(bytes, render).await?;
         let tokens = tokens?;
         self.hand_over(held, size_of_val(tokens.as_slice()))?;

@@ -2,7 +2,9 @@
 //! contract's words and in the template's.
 
 use crate::GuestError;
-use crate::bindings::realm::llm::types::{Message, Role, Tool, ToolCall};
+use crate::bindings::realm::llm::types::{
+    Content, ContentPart, Message, PromptEnd, Tool, ToolCall,
+};
 use crate::imports::Failure;
 use crate::imports::json_size::JsonSize;
 use crate::imports::sequence::SequenceHandle;
@@ -11,9 +13,12 @@ use crate::memory::{Held, NoMemory};
 use crate::prompt_tokens::{self, PromptToken, PromptTokens};
 use crate::request::{Prompt, RequestKind, SharedKind};
 use crate::state::State;
-use realm_engine::text::{self, ChatMessage, Specials, TextError, TextModel, TextOffsets};
+use realm_engine::text::{
+    self, Chat, ChatMessage, RESERVED_VARIABLES, Specials, TextError, TextModel, TextOffsets,
+};
 use realm_engine::{Client, PromptLogprob};
-use serde_json::{Value, json};
+use serde::Serializer;
+use serde_json::{Map, Value, json};
 use wasmtime::component::Resource;
 
 /// What a template writes around a message, and around a call in it.
@@ -155,9 +160,7 @@ fn prompt_tokens(
 ) -> Result<Vec<u32>, Failure> {
     let text = client.text();
     let tokens = match &**kind {
-        RequestKind::Chat { messages, tools } => {
-            text.chat_tokens(messages, tools, true, tokens_max)
-        }
+        RequestKind::Chat(chat) => text.chat_tokens(chat, tokens_max),
         RequestKind::Completion {
             prompt: Prompt::Text(prompt),
             ..
@@ -180,20 +183,61 @@ fn prompt_tokens(
 }
 
 /// The tokens of a component's chat.
-pub(crate) fn chat_tokens(
-    client: &Client,
-    messages: Vec<Message>,
-    tools: Vec<Tool>,
-    open_turn: bool,
-) -> Result<Vec<u32>, Failure> {
-    let messages: Vec<ChatMessage> = messages.into_iter().map(chat_message).collect();
-    let tools: Vec<Value> = tools
-        .into_iter()
-        .map(tool_value)
-        .collect::<Result<_, _>>()?;
+pub(crate) fn chat_tokens(client: &Client, chat: GuestChat) -> Result<Vec<u32>, Failure> {
     let tokens_max = client.facts().context_length as usize;
-    let tokens = (client.text()).chat_tokens(&messages, &tools, open_turn, tokens_max);
+    let tokens = client.text().chat_tokens(&chat.read()?, tokens_max);
     tokens.map_err(|error| not_tokens(&error, tokens_max))
+}
+
+/// A component's chat, in the contract's words.
+pub(crate) struct GuestChat {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) end: PromptEnd,
+    pub(crate) variables_json: String,
+}
+
+impl GuestChat {
+    /// Bytes of all that it says.
+    pub(crate) fn bytes(&self) -> usize {
+        let messages = self.messages.iter().map(message_bytes);
+        let tools = self.tools.iter().map(tool_bytes);
+        messages.chain(tools).sum::<usize>() + self.variables_json.len()
+    }
+
+    /// In the template's words.
+    fn read(self) -> Result<Chat, Failure> {
+        let messages = self.messages.into_iter().map(chat_message);
+        let tools = self.tools.into_iter().map(tool_value);
+        let variables = json_object(&self.variables_json, "the variables")?;
+        let reserved = |name: &&String| {
+            name.as_str() != "documents" && RESERVED_VARIABLES.contains(&name.as_str())
+        };
+        if let Some(name) = variables.keys().find(reserved) {
+            return Err(Failure::invalid(format!(
+                "the variables cannot have the name {name:?}, by which the template is given something else"
+            )));
+        }
+        Ok(Chat {
+            messages: messages.collect::<Result<_, _>>()?,
+            tools: tools.collect::<Result<_, _>>()?,
+            end: match self.end {
+                PromptEnd::OpenTurn => text::PromptEnd::OpenTurn,
+                PromptEnd::ClosedTurn => text::PromptEnd::ClosedTurn,
+                PromptEnd::LastMessage => text::PromptEnd::LastMessage,
+            },
+            variables,
+        })
+    }
+}
+
+/// Where a client's prompt ends, for a component.
+pub(crate) fn given_end(end: text::PromptEnd) -> PromptEnd {
+    match end {
+        text::PromptEnd::OpenTurn => PromptEnd::OpenTurn,
+        text::PromptEnd::ClosedTurn => PromptEnd::ClosedTurn,
+        text::PromptEnd::LastMessage => PromptEnd::LastMessage,
+    }
 }
 
 /// Why a prompt has no tokens: the model's context does not hold it, or the template refuses it.
@@ -215,20 +259,7 @@ fn does_not_fit(tokens_max: usize) -> Failure {
 fn prompt_bytes_max(client: &Client, kind: &RequestKind) -> usize {
     let (text, tokens_max) = (client.text(), client.facts().context_length as usize);
     match kind {
-        RequestKind::Chat { messages, tools } => {
-            let mut chat = ChatSize::default();
-            for message in messages {
-                let calls = message.tool_calls.iter();
-                let calls =
-                    calls.map(|call| (call.id.len() + call.name.len(), &*call.arguments_json));
-                chat.add_message(chat_message_bytes(message), calls);
-            }
-            for tool in tools {
-                let size = JsonSize::of_value(tool);
-                chat.add_tool(size.text(), size.parsed_max());
-            }
-            chat.bytes_max(text, tokens_max)
-        }
+        RequestKind::Chat(chat) => ChatSize::said(chat).bytes_max(text, tokens_max),
         RequestKind::Completion {
             prompt: Prompt::Text(prompt),
             ..
@@ -252,28 +283,76 @@ pub(crate) struct ChatSize {
 
 impl ChatSize {
     /// Of a component's chat.
-    pub(crate) fn of(messages: &[Message], tools: &[Tool]) -> ChatSize {
-        let mut chat = ChatSize::default();
-        for message in messages {
-            let calls = message.tool_calls.iter();
-            let calls = calls.map(|call| (call.id.len() + call.name.len(), &*call.arguments_json));
-            chat.add_message(message_bytes(message), calls);
+    pub(crate) fn of(chat: &GuestChat) -> ChatSize {
+        let mut size = ChatSize::default();
+        for message in &chat.messages {
+            size.add_message(message_text_bytes(message));
+            if let Content::Parts(parts) = &message.content {
+                parts.iter().for_each(|part| size.add_part(part));
+            }
+            size.add_json(JsonSize::of_text(&message.more_json));
+            for call in &message.tool_calls {
+                size.add_message(call.id.len() + call.name.len());
+                size.add_json(JsonSize::of_text(&call.arguments_json));
+                size.add_json(JsonSize::of_text(&call.more_json));
+                size.values += CALL_BYTES;
+            }
         }
-        for tool in tools {
+        for tool in &chat.tools {
             let parameters = JsonSize::of_text(&tool.parameters_json).parsed_max();
-            chat.add_tool(tool_bytes(tool), CALL_BYTES + parameters);
+            size.add_tool(tool_bytes(tool), CALL_BYTES + parameters);
         }
-        chat
+        size.add_json(JsonSize::of_text(&chat.variables_json));
+        size
     }
 
-    /// `texts` are the bytes of all it says; of a call there are the bytes of its names, and its arguments.
-    fn add_message<'a>(&mut self, texts: usize, calls: impl Iterator<Item = (usize, &'a str)>) {
+    /// Of a client's chat.
+    fn said(chat: &Chat) -> ChatSize {
+        let mut size = ChatSize::default();
+        for message in &chat.messages {
+            size.add_message(0);
+            for value in message.fields().values() {
+                match value {
+                    Value::String(text) => size.written += text.len(),
+                    other => size.add_json(JsonSize::of_value(other)),
+                }
+            }
+            // Their text is there already; as a map it is there once more.
+            let arguments = message
+                .tool_calls()
+                .iter()
+                .map(|call| &call["function"]["arguments"]);
+            for arguments in arguments.filter_map(Value::as_str) {
+                size.values += CALL_BYTES + JsonSize::of_text(arguments).parsed_max();
+            }
+        }
+        for tool in &chat.tools {
+            let tool = JsonSize::of_value(tool);
+            size.add_tool(tool.text(), tool.parsed_max());
+        }
+        for value in chat.variables.values() {
+            size.add_json(JsonSize::of_value(value));
+        }
+        size
+    }
+
+    /// `texts` are the bytes of what it says as text.
+    fn add_message(&mut self, texts: usize) {
         self.written += FRAME_BYTES + texts;
         self.values += MESSAGE_BYTES;
-        for (names, arguments_json) in calls {
-            self.written += FRAME_BYTES + names + INDENTED * arguments_json.len();
-            self.values += CALL_BYTES + JsonSize::of_text(arguments_json).parsed_max();
+    }
+
+    fn add_part(&mut self, part: &ContentPart) {
+        match part {
+            ContentPart::Text(text) => self.written += text.len(),
+            ContentPart::Json(json) => self.add_json(JsonSize::of_text(json)),
         }
+        self.values += MESSAGE_BYTES;
+    }
+
+    fn add_json(&mut self, json: JsonSize) {
+        self.written += INDENTED * json.text();
+        self.values += json.parsed_max();
     }
 
     fn add_tool(&mut self, text: usize, values: usize) {
@@ -288,75 +367,135 @@ impl ChatSize {
     }
 }
 
-fn optional(text: Option<&String>) -> usize {
-    text.map_or(0, String::len)
+/// Bytes of what a component's message says as text.
+fn message_text_bytes(message: &Message) -> usize {
+    let names = [&message.name, &message.tool_call_id].into_iter().flatten();
+    let text = match &message.content {
+        Content::Text(text) => text.len(),
+        Content::Absent | Content::Parts(_) => 0,
+    };
+    message.role.len() + text + names.map(String::len).sum::<usize>()
 }
 
 /// Bytes of all that a component's message says.
-pub(crate) fn message_bytes(message: &Message) -> usize {
-    let calls = message.tool_calls.iter();
-    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments_json.len());
-    let names = optional(message.name.as_ref()) + optional(message.tool_call_id.as_ref());
-    message.content.len() + names + calls.sum::<usize>()
-}
-
-/// Bytes of all that a client's message says.
-fn chat_message_bytes(message: &ChatMessage) -> usize {
-    let calls = message.tool_calls.iter();
-    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments_json.len());
-    let names = optional(message.name.as_ref()) + optional(message.tool_call_id.as_ref());
-    message.content.len() + names + calls.sum::<usize>()
+fn message_bytes(message: &Message) -> usize {
+    let calls = message.tool_calls.iter().map(|call| {
+        call.id.len() + call.name.len() + call.arguments_json.len() + call.more_json.len()
+    });
+    let parts = match &message.content {
+        Content::Parts(parts) => parts.as_slice(),
+        Content::Absent | Content::Text(_) => &[],
+    };
+    let parts = parts.iter().map(|part| match part {
+        ContentPart::Text(text) | ContentPart::Json(text) => text.len(),
+    });
+    let texts = message_text_bytes(message) + message.more_json.len();
+    texts + calls.sum::<usize>() + parts.sum::<usize>()
 }
 
 /// Bytes of all that a component's tool says.
-pub(crate) fn tool_bytes(tool: &Tool) -> usize {
+fn tool_bytes(tool: &Tool) -> usize {
     tool.name.len() + tool.description.len() + tool.parameters_json.len()
 }
 
 /// What a client's message takes of the host's memory while a component is given it.
 pub(crate) fn given_message_bytes(message: &ChatMessage) -> usize {
-    let calls = message.tool_calls.len() * size_of::<ToolCall>();
-    size_of::<Message>() + calls + chat_message_bytes(message)
+    let calls = message.tool_calls().len() * size_of::<ToolCall>();
+    let parts = message.fields().get("content").and_then(Value::as_array);
+    let parts = parts.map_or(0, |parts| size_of_val(parts.as_slice()));
+    // Every text in it is no longer than its JSON; what it has no name for is JSON.
+    size_of::<Message>() + calls + parts + fields_bytes(message.fields())
 }
+
+/// Bytes of an object as JSON, at most.
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    let field = |(name, value): (&String, &Value)| {
+        // A name's characters are six bytes at most.
+        6 * name.len() + FIELD_BYTES + JsonSize::of_value(value).text()
+    };
+    2 + fields.iter().map(field).sum::<usize>()
+}
+
+/// Quotes and commas around a field, and the braces of an object of them.
+const FIELD_BYTES: usize = 8;
 
 /// What a client's tool takes likewise.
 pub(crate) fn given_tool_bytes(tool: &Value) -> usize {
     size_of::<Tool>() + JsonSize::of_value(tool).text()
 }
 
-/// The roles there are, in the template's words and in the contract's.
-const ROLES: [(&str, Role); 4] = [
-    ("system", Role::System),
-    ("user", Role::User),
-    ("assistant", Role::Assistant),
-    ("tool", Role::Tool),
-];
-
-/// The role of this name.
-pub(crate) fn role_named(name: &str) -> Option<Role> {
-    let found = ROLES.iter().find(|(known, _)| *known == name);
-    found.map(|(_, role)| *role)
-}
-
-fn role_name(role: Role) -> &'static str {
-    let found = ROLES.iter().find(|(_, known)| *known == role);
-    found.map_or("user", |(name, _)| name)
-}
-
-/// A client's message for a component. Roles were checked when the call began.
+/// A client's message for a component.
 pub(crate) fn given_message(message: &ChatMessage) -> Message {
-    let call = |call: &text::ToolCall| ToolCall {
-        id: call.id.clone(),
-        name: call.name.clone(),
-        arguments_json: call.arguments_json.clone(),
+    const NAMED: [&str; 5] = ["role", "content", "name", "tool_call_id", "tool_calls"];
+    let content = match message.fields().get("content") {
+        None | Some(Value::Null) => Content::Absent,
+        Some(Value::String(text)) => Content::Text(text.clone()),
+        Some(Value::Array(parts)) => Content::Parts(parts.iter().map(given_part).collect()),
+        // A client's content is none of these; it is a part as it is.
+        Some(other) => Content::Parts(vec![ContentPart::Json(other.to_string())]),
     };
     Message {
-        role: role_named(&message.role).unwrap_or(Role::User),
-        content: message.content.clone(),
-        name: message.name.clone(),
-        tool_call_id: message.tool_call_id.clone(),
-        tool_calls: message.tool_calls.iter().map(call).collect(),
+        role: message.role().to_owned(),
+        content,
+        name: message.text("name").map(str::to_owned),
+        tool_call_id: message.text("tool_call_id").map(str::to_owned),
+        tool_calls: message.tool_calls().iter().map(given_call).collect(),
+        more_json: more_json(message.fields(), &NAMED),
     }
+}
+
+fn given_part(part: &Value) -> ContentPart {
+    match (part.as_object().map(Map::len), &part["type"], &part["text"]) {
+        (Some(2), Value::String(kind), Value::String(text)) if kind == "text" => {
+            ContentPart::Text(text.clone())
+        }
+        _ => ContentPart::Json(part.to_string()),
+    }
+}
+
+fn given_call(call: &Value) -> ToolCall {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut more = call.as_object().cloned().unwrap_or_default();
+    let mut function = match more.get_mut("function") {
+        Some(Value::Object(function)) => std::mem::take(function),
+        _ => Map::new(),
+    };
+    let arguments = function.shift_remove("arguments").unwrap_or_default();
+    let name = function.shift_remove("name").unwrap_or_default();
+    match function.is_empty() {
+        true => more.shift_remove("function"),
+        false => more.insert("function".to_owned(), Value::Object(function)),
+    };
+    ToolCall {
+        id: text(&call["id"]),
+        name: text(&name),
+        arguments_json: match arguments {
+            Value::String(arguments) => arguments,
+            other => other.to_string(),
+        },
+        more_json: more_json(&more, &["id"]),
+    }
+}
+
+/// An object's fields but for those that have a name of their own in the contract, as JSON.
+fn more_json(fields: &Map<String, Value>, named: &[&str]) -> String {
+    let others = fields
+        .iter()
+        .filter(|(name, _)| !named.contains(&name.as_str()));
+    let mut json = Vec::new();
+    // A vector takes all that is written, and names are text.
+    let _ = serde_json::Serializer::new(&mut json).collect_map(others);
+    String::from_utf8(json).unwrap_or_default()
+}
+
+/// What the template is to know of a client besides, for a component.
+pub(crate) fn given_variables(chat: &Chat) -> String {
+    more_json(&chat.variables, &[])
+}
+
+/// What that takes of the host's memory.
+pub(crate) fn given_variables_bytes(chat: &Chat) -> usize {
+    fields_bytes(&chat.variables)
 }
 
 /// A client's tool for a component.
@@ -371,20 +510,96 @@ pub(crate) fn given_tool(tool: &Value) -> Tool {
     }
 }
 
-/// A component's message for the template.
-fn chat_message(message: Message) -> ChatMessage {
-    let call = |call: ToolCall| text::ToolCall {
-        id: call.id,
-        name: call.name,
-        arguments_json: call.arguments_json,
+/// A component's message for the template: the way OpenAI writes them.
+fn chat_message(message: Message) -> Result<ChatMessage, Failure> {
+    let content = match message.content {
+        Content::Absent => Value::Null,
+        Content::Text(text) => Value::String(text),
+        Content::Parts(parts) => Value::Array(
+            parts
+                .into_iter()
+                .map(part_value)
+                .collect::<Result<_, _>>()?,
+        ),
     };
-    ChatMessage {
-        role: role_name(message.role).to_owned(),
-        content: message.content,
-        name: message.name,
-        tool_call_id: message.tool_call_id,
-        tool_calls: message.tool_calls.into_iter().map(call).collect(),
+    let mut fields: Map<String, Value> = Map::new();
+    fields.insert("role".to_owned(), Value::String(message.role));
+    fields.insert("content".to_owned(), content);
+    let named = [
+        ("name", message.name),
+        ("tool_call_id", message.tool_call_id),
+    ];
+    for (name, value) in named {
+        if let Some(value) = value {
+            fields.insert(name.to_owned(), Value::String(value));
+        }
     }
+    let more = json_object(&message.more_json, "the further fields of a message")?;
+    add_fields(&mut fields, more, "a message")?;
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.into_iter().map(call_value);
+        let calls = Value::Array(calls.collect::<Result<_, _>>()?);
+        let twice = fields.insert("tool_calls".to_owned(), calls).is_some();
+        if twice {
+            return Err(twice_named("a message", "tool_calls"));
+        }
+    }
+    Ok(ChatMessage::from(fields))
+}
+
+fn part_value(part: ContentPart) -> Result<Value, Failure> {
+    match part {
+        ContentPart::Text(text) => Ok(json!({"type": "text", "text": text})),
+        ContentPart::Json(json) => json_object(&json, "a part of a message").map(Value::Object),
+    }
+}
+
+fn call_value(call: ToolCall) -> Result<Value, Failure> {
+    let mut more = json_object(&call.more_json, "the further fields of a call")?;
+    let mut function = Map::new();
+    function.insert("name".to_owned(), Value::String(call.name));
+    function.insert("arguments".to_owned(), Value::String(call.arguments_json));
+    if let Some(Value::Object(further)) = more.shift_remove("function") {
+        add_fields(&mut function, further, "a call")?;
+    }
+    let mut fields = Map::new();
+    fields.insert("id".to_owned(), Value::String(call.id));
+    fields.insert(
+        "type".to_owned(),
+        more.shift_remove("type")
+            .unwrap_or_else(|| "function".into()),
+    );
+    fields.insert("function".to_owned(), Value::Object(function));
+    add_fields(&mut fields, more, "a call")?;
+    Ok(Value::Object(fields))
+}
+
+/// Adds further fields, none of which may be there already.
+fn add_fields(
+    fields: &mut Map<String, Value>,
+    more: Map<String, Value>,
+    what: &str,
+) -> Result<(), Failure> {
+    for (name, value) in more {
+        if fields.contains_key(&name) {
+            return Err(twice_named(what, &name));
+        }
+        fields.insert(name, value);
+    }
+    Ok(())
+}
+
+fn twice_named(what: &str, name: &str) -> Failure {
+    let name = printable(name);
+    Failure::invalid(format!(
+        "the further fields of {what} cannot have {name:?}, which has its own place"
+    ))
+}
+
+/// A component's JSON, which is to be an object.
+fn json_object(json: &str, what: &str) -> Result<Map<String, Value>, Failure> {
+    serde_json::from_str(json)
+        .map_err(|error| Failure::invalid(format!("{what} must be a JSON object: {error}")))
 }
 
 /// A component's tool for the template: the way OpenAI writes them.

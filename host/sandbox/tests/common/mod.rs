@@ -8,7 +8,7 @@
 )]
 
 use realm_sandbox::engine::scripted::{self, Script, Scripted};
-use realm_sandbox::engine::text::ChatMessage;
+use realm_sandbox::engine::text::{Chat, ChatMessage};
 use realm_sandbox::engine::{Client, Engine, EngineConfig, Policy};
 use realm_sandbox::{
     CallRequest, Hooks, Invocation, Limits, LogLevel, ModelSet, ReplyEvent, RequestKind, Sandbox,
@@ -160,20 +160,8 @@ pub fn request(kind: RequestKind, policy: Policy) -> CallRequest {
 }
 
 pub fn chat(text: &str, policy: Policy) -> CallRequest {
-    let message = ChatMessage {
-        role: "user".into(),
-        content: text.into(),
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    };
-    request(
-        RequestKind::Chat {
-            messages: vec![message],
-            tools: Vec::new(),
-        },
-        policy,
-    )
+    let message = ChatMessage::new("user", text);
+    request(RequestKind::Chat(Chat::new([message])), policy)
 }
 
 pub fn call(name: &str, parameters: &str) -> CallRequest {

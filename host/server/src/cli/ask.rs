@@ -4,7 +4,7 @@ use crate::chat_template::chat_template;
 use crate::config::{Activations, CallLimits, model_name_of};
 use crate::workflows::passthrough_wasm;
 use anyhow::{Context, Result, bail};
-use realm_engine::text::ChatMessage;
+use realm_engine::text::{Chat, ChatMessage};
 use realm_engine::{Engine, EngineConfig, Gguf, ModelOptions, Policy};
 use realm_sandbox::{
     CallRequest, Compiler, Hooks, Invocation, LogLevel, ModelSet, Prompt, ReplyEvent, RequestKind,
@@ -128,17 +128,8 @@ fn kind(prompt: String, raw: bool) -> RequestKind {
             echo: false,
         };
     }
-    let message = ChatMessage {
-        role: "user".to_owned(),
-        content: prompt,
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    };
-    RequestKind::Chat {
-        messages: vec![message],
-        tools: Vec::new(),
-    }
+    let message = ChatMessage::new("user", prompt);
+    RequestKind::Chat(Chat::new([message]))
 }
 
 /// Prints the answer as it comes.

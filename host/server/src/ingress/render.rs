@@ -15,9 +15,7 @@ pub(crate) fn prompt(text: &TextModel, body: &[u8]) -> Result<String, String> {
     };
     let request = GenerationRequest::parse(body, "the request", Family::Chat, defaults);
     match request.map_err(|error| error.message)?.kind {
-        RequestKind::Chat { messages, tools } => text
-            .render_chat(&messages, &tools, true)
-            .map_err(|error| error.to_string()),
+        RequestKind::Chat(chat) => text.render_chat(&chat).map_err(|error| error.to_string()),
         RequestKind::Completion { .. } | RequestKind::Function { .. } => {
             Err("the request is not a chat".to_owned())
         }

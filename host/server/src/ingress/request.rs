@@ -11,6 +11,7 @@ mod tools;
 use super::json::{self, Count, Decimal, List, Object, Seed, TokenId, TopK};
 use super::parameters::{self, Route};
 use crate::error::{ApiError, ApiResult, shown};
+use realm_engine::text::{TextError, TextModel};
 use realm_engine::{LOGPROBS_MAX, Policy, STOP_TOKENS_MAX, STOPS_MAX};
 use realm_sandbox::{Prompt, RequestKind};
 use serde::Deserialize;
@@ -154,9 +155,9 @@ impl GenerationRequest {
                 Prompt::Tokens(tokens) => ("prompt", tokens.len(), "tokens", tokens_max),
                 Prompt::Text(text) => ("prompt", text.len(), "bytes", bytes_max),
             },
-            RequestKind::Chat { messages, tools } => {
-                let tools = chat::tool_bytes(tools);
-                let all = chat::message_bytes(messages).saturating_add(tools);
+            RequestKind::Chat(chat) => {
+                let tools = chat::tool_bytes(&chat.tools);
+                let all = chat::message_bytes(&chat.messages).saturating_add(tools);
                 let param = if tools > bytes_max {
                     "tools"
                 } else {
@@ -175,6 +176,23 @@ impl GenerationRequest {
         Err(ApiError {
             code: "context_length_exceeded".into(),
             ..ApiError::field(param, what)
+        })
+    }
+
+    /// Refuses a chat of which the model's chat template would pass over something.
+    ///
+    /// # Errors
+    /// The client's 400, with the path of the field.
+    pub(super) fn check_chat(&self, text: &TextModel) -> ApiResult<()> {
+        let RequestKind::Chat(chat) = &self.kind else {
+            return Ok(());
+        };
+        text.check_chat(chat).map_err(|error| match &error {
+            TextError::NoPlace { field, .. } | TextError::NothingToContinue { field } => ApiError {
+                param: Some(field.clone()),
+                ..ApiError::invalid(error.to_string())
+            },
+            other => ApiError::invalid(other.to_string()),
         })
     }
 
@@ -206,7 +224,7 @@ impl GenerationRequest {
 
 fn kind_heap_bytes(kind: &RequestKind) -> usize {
     match kind {
-        RequestKind::Chat { messages, tools } => chat::heap_bytes(messages, tools),
+        RequestKind::Chat(chat) => chat::heap_bytes(chat),
         RequestKind::Completion {
             prompt: Prompt::Text(text),
             ..

@@ -48,6 +48,7 @@ pub(super) async fn resolve(
                 // A workflow may shorten what it is sent; this one may not.
                 let context = base.client.length_max(app.tenant_of(tenant).owner());
                 request.check_length(context, base.token_bytes_max)?;
+                request.check_chat(base.client.text())?;
                 app.workflows.passthrough(&app.sandbox).await?
             }
         };

@@ -21,5 +21,9 @@ fuzz_target!(|input: Input| {
         .iter()
         .filter_map(|tool| serde_json::from_str(tool).ok())
         .collect();
-    renders_or_refuses(&source, &messages, &tools);
+    let chat = realm_text::Chat {
+        tools,
+        ..realm_text::Chat::new(messages)
+    };
+    renders_or_refuses(&source, &chat);
 });

@@ -1,7 +1,7 @@
 //! The chat templates of a model: one for all chats, and, where the file has it, another for those with tools.
 
 use super::ChatTemplate;
-use crate::{TextError, TextSource};
+use crate::{Chat, TextError, TextSource};
 
 /// The templates, or why they cannot be used: a broken template costs chats and not the model.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ impl ChatTemplates {
         }
     }
 
-    /// The one for a chat with tools, or without.
+    /// The one for this chat, which has tools or has none.
     ///
     /// # Errors
     /// [`TextError::TemplateSyntax`] where it does not parse.
-    pub(crate) fn for_chat(&self, has_tools: bool) -> Result<&ChatTemplate, TextError> {
-        let with_tools = self.with_tools.as_ref().filter(|_| has_tools);
+    pub(crate) fn for_chat(&self, chat: &Chat) -> Result<&ChatTemplate, TextError> {
+        let with_tools = self.with_tools.as_ref().filter(|_| !chat.tools.is_empty());
         with_tools
             .unwrap_or(&self.usual)
             .as_ref()

@@ -1,20 +1,13 @@
 //! What holds of every template and of every vocabulary. The fuzz targets and the tests with fixed seeds share it.
 
-use realm_text::{ChatMessage, Specials, TextError, TextModel, TextSource};
-use serde_json::Value;
+use realm_text::{Chat, ChatMessage, Specials, TextError, TextModel, TextSource};
 
 /// Tokens that a chat may take here.
 const TOKENS_MAX: usize = 4_000;
 
 /// A message without calls of tools.
 pub(crate) fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage {
-        role: role.to_owned(),
-        content: content.to_owned(),
-        name: None,
-        tool_call_id: None,
-        tool_calls: Vec::new(),
-    }
+    ChatMessage::new(role, content)
 }
 
 /// A vocabulary of single bytes and two control tokens.
@@ -34,14 +27,10 @@ fn bytes_with_template(template: &str) -> TextSource {
 }
 
 /// A template does not parse, refuses the chat or stays within its room, and says which. Whether it rendered.
-pub(crate) fn renders_or_refuses(
-    template: &str,
-    messages: &[ChatMessage],
-    tools: &[Value],
-) -> bool {
+pub(crate) fn renders_or_refuses(template: &str, chat: &Chat) -> bool {
     let model = TextModel::new(bytes_with_template(template));
     let model = model.expect("a template costs chats and not the model");
-    match model.chat_tokens(messages, tools, true, TOKENS_MAX) {
+    match model.chat_tokens(chat, TOKENS_MAX) {
         Ok(ids) => {
             assert!(ids.len() <= TOKENS_MAX);
             true
@@ -49,6 +38,8 @@ pub(crate) fn renders_or_refuses(
         Err(
             TextError::TemplateSyntax(_)
             | TextError::Template(_)
+            | TextError::NoPlace { .. }
+            | TextError::NothingToContinue { .. }
             | TextError::RenderedTooLong { .. },
         ) => false,
         Err(error) if error.is_too_long() => false,

@@ -1,72 +1,84 @@
 //! The fields of a chat.
 
-use super::super::json::{Count, List, Object, Word};
-use super::tools::{self, TOOLS_MAX};
-use crate::error::{ApiError, ApiResult};
-use realm_engine::text::{ChatMessage, ToolCall};
+use super::super::json::{self, Count, List, Object, Word};
+use super::tools::{self, Room, TOOLS_MAX};
+use crate::error::{ApiError, ApiResult, shown};
+use realm_engine::text::{Chat, ChatMessage, PromptEnd, RESERVED_VARIABLES};
 use realm_engine::{LOGPROBS_MAX, Policy};
 use realm_sandbox::RequestKind;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::fmt;
 use std::mem::size_of;
 
 /// Messages of a chat.
 const MESSAGES_MAX: usize = 16_384;
+/// Documents of a chat.
+const DOCUMENTS_MAX: usize = 1_024;
 
 /// A chat as clients write it.
 #[derive(Deserialize)]
 pub(super) struct ChatFields<'a> {
-    messages: List<Object<Message>, MESSAGES_MAX>,
+    #[serde(borrow)]
+    messages: List<&'a RawValue, MESSAGES_MAX>,
     #[serde(borrow, default)]
     tools: Option<List<&'a RawValue, TOOLS_MAX>>,
     #[serde(borrow, default)]
     tool_choice: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    chat_template_kwargs: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    documents: Option<List<&'a RawValue, DOCUMENTS_MAX>>,
+    #[serde(default)]
+    add_generation_prompt: Option<bool>,
+    #[serde(default)]
+    continue_final_message: Option<bool>,
     #[serde(default)]
     logprobs: Option<bool>,
     #[serde(default)]
     top_logprobs: Option<Count>,
 }
 
+/// What a message must be. It is given to the model's chat template as it was written, with what is not here as well.
 #[derive(Deserialize)]
 struct Message {
-    role: Word<Role>,
+    /// Which roles there are is the template's matter.
+    role: String,
     #[serde(default)]
     content: Option<Content>,
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    tool_call_id: Option<String>,
-    #[serde(default)]
-    tool_calls: Option<List<Object<Call>, TOOLS_MAX>>,
+    #[serde(default, rename = "name")]
+    _name: Option<Text>,
+    #[serde(default, rename = "tool_call_id")]
+    _tool_call_id: Option<Text>,
+    #[serde(default, rename = "tool_calls")]
+    _tool_calls: Option<List<Object<Call>, TOOLS_MAX>>,
+    #[serde(default, rename = "function_call")]
+    _function_call: Option<Object<CalledFunction>>,
 }
 
-/// Who speaks. `developer` is the later word for `system`, and this is where it becomes that.
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    #[serde(alias = "developer")]
-    System,
-    User,
-    Assistant,
-    Tool,
-}
+/// A text that is looked at and not kept.
+struct Text;
 
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        struct TextVisitor;
+        impl Visitor<'_> for TextVisitor {
+            type Value = Text;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a string")
+            }
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Text, E> {
+                Ok(Text)
+            }
         }
+        deserializer.deserialize_str(TextVisitor)
     }
 }
 
-/// A message's text: one string, or parts that are put together.
-struct Content(String);
+/// A message's content: one string, or a list of parts.
+struct Content;
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Content, D::Error> {
@@ -76,35 +88,27 @@ impl<'de> Deserialize<'de> for Content {
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("a string or a list of text parts")
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
-                Ok(Content(text.to_owned()))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Content, E> {
-                Ok(Content(text))
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Content, E> {
+                Ok(Content)
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
-                let mut content = String::new();
-                while let Some(Object(part)) = parts.next_element::<Object<Part>>()? {
-                    let text = match part.r#type {
-                        Word(PartType::Text) => part.text,
-                        Word(PartType::Refusal) => part.refusal,
-                    };
-                    content.push_str(&text.unwrap_or_default());
-                }
-                Ok(Content(content))
+                while parts.next_element::<Object<Part>>()?.is_some() {}
+                Ok(Content)
             }
         }
         deserializer.deserialize_any(ContentVisitor)
     }
 }
 
+/// A part of one. No model here takes images or sound.
 #[derive(Deserialize)]
 struct Part {
-    r#type: Word<PartType>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    refusal: Option<String>,
+    #[serde(rename = "type")]
+    _type: Word<PartType>,
+    #[serde(default, rename = "text")]
+    _text: Option<Text>,
+    #[serde(default, rename = "refusal")]
+    _refusal: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -118,14 +122,18 @@ enum PartType {
 /// A tool's call by the assistant.
 #[derive(Deserialize)]
 struct Call {
-    id: String,
-    function: Object<CalledFunction>,
+    #[serde(rename = "id")]
+    _id: Text,
+    #[serde(rename = "function")]
+    _function: Object<CalledFunction>,
 }
 
 #[derive(Deserialize)]
 struct CalledFunction {
-    name: String,
-    arguments: String,
+    #[serde(rename = "name")]
+    _name: Text,
+    #[serde(rename = "arguments")]
+    _arguments: Text,
 }
 
 /// The request that a chat is.
@@ -134,50 +142,98 @@ struct CalledFunction {
 /// The client's 400.
 pub(super) fn read(fields: ChatFields<'_>, policy: &mut Policy) -> ApiResult<RequestKind> {
     policy.logprobs = logprobs(&fields)?;
-    let mut room = tools::Room::default();
+    let mut room = Room::of_values();
     let tools = fields.tools.as_ref().map_or(&[][..], |tools| &tools.0);
     let tools = tools::read(tools, fields.tool_choice, &mut room)?;
     if fields.messages.0.is_empty() {
         return Err(ApiError::field("messages", "must not be empty"));
     }
-    let messages = fields.messages.0.into_iter().enumerate();
-    let messages = messages.map(|(index, Object(message))| message_of(index, message, &mut room));
-    Ok(RequestKind::Chat {
+    let mut message_room = Room::of_messages(MESSAGES_MAX);
+    let messages = fields.messages.0.iter().enumerate();
+    let messages = messages.map(|(index, message)| {
+        let path = format!("messages[{index}]");
+        message_room.take(message.get(), || path.clone())?;
+        let message = message_of(message.get()).map_err(|error| error.below(&path))?;
+        take_arguments(&message, &path, &mut room)?;
+        Ok(message)
+    });
+    Ok(RequestKind::Chat(Chat {
         messages: messages.collect::<ApiResult<_>>()?,
         tools,
-    })
+        end: end(&fields)?,
+        variables: variables(&fields, &mut room)?,
+    }))
 }
 
-fn message_of(index: usize, message: Message, room: &mut tools::Room) -> ApiResult<ChatMessage> {
-    let Word(role) = message.role;
-    let content = match message.content {
-        Some(Content(content)) => content,
-        // An assistant that called tools said nothing else.
-        None if role == Role::Assistant => String::new(),
-        None => {
-            let what = format!("is required for the role {}", role.name());
-            return Err(ApiError::field(&format!("messages[{index}].content"), what));
+/// What is null is not there, but for a content: a message that says nothing is not one that says `""`, nor one without.
+fn message_of(text: &str) -> ApiResult<ChatMessage> {
+    let message: Message = json::parse(text.as_bytes(), "the message")?;
+    // An assistant that called tools said nothing else.
+    if message.content.is_none() && message.role != "assistant" {
+        let what = format!("is required for the role {}", shown(&message.role));
+        return Err(ApiError::field("content", what));
+    }
+    let mut fields: Map<String, Value> = json::parse(text.as_bytes(), "the message")?;
+    fields.retain(|name, value| name == "content" || !value.is_null());
+    Ok(ChatMessage::from(fields))
+}
+
+/// Counts the values that arguments of calls become for some templates.
+fn take_arguments(message: &ChatMessage, path: &str, room: &mut Room) -> ApiResult<()> {
+    for (number, call) in message.tool_calls().iter().enumerate() {
+        let path = || format!("{path}.tool_calls[{number}].function.arguments");
+        room.take(arguments_of(call), path)?;
+    }
+    Ok(())
+}
+
+fn arguments_of(call: &Value) -> &str {
+    call["function"]["arguments"].as_str().unwrap_or_default()
+}
+
+/// Where the prompt ends.
+fn end(fields: &ChatFields<'_>) -> ApiResult<PromptEnd> {
+    match (fields.continue_final_message, fields.add_generation_prompt) {
+        (Some(true), Some(true)) => {
+            let what = "cannot be true when add_generation_prompt is: a message that is gone on with opens no new turn";
+            Err(ApiError::field("continue_final_message", what))
+        }
+        (Some(true), _) => Ok(PromptEnd::LastMessage),
+        (_, Some(false)) => Ok(PromptEnd::ClosedTurn),
+        (_, _) => Ok(PromptEnd::OpenTurn),
+    }
+}
+
+/// What the template is to know by name: its own switches, and documents.
+fn variables(fields: &ChatFields<'_>, room: &mut Room) -> ApiResult<Map<String, Value>> {
+    const KWARGS: &str = "chat_template_kwargs";
+    let mut variables = match fields.chat_template_kwargs {
+        None => Map::new(),
+        Some(kwargs) => {
+            room.take(kwargs.get(), || KWARGS.to_owned())?;
+            let kwargs = json::parse::<Map<String, Value>>(kwargs.get().as_bytes(), "it");
+            kwargs.map_err(|error| error.below(KWARGS))?
         }
     };
-    let calls = message.tool_calls.map(|calls| calls.0).unwrap_or_default();
-    let calls = calls.into_iter().enumerate();
-    let calls = calls.map(|(number, Object(call))| {
-        let Object(CalledFunction { name, arguments }) = call.function;
-        let path = || format!("messages[{index}].tool_calls[{number}].function.arguments");
-        room.take(&arguments, path)?;
-        Ok(ToolCall {
-            id: call.id,
-            name,
-            arguments_json: arguments,
-        })
-    });
-    Ok(ChatMessage {
-        role: role.name().to_owned(),
-        content,
-        name: message.name,
-        tool_call_id: message.tool_call_id,
-        tool_calls: calls.collect::<ApiResult<_>>()?,
-    })
+    let reserved = |name: &&String| RESERVED_VARIABLES.contains(&name.as_str());
+    if let Some(name) = variables.keys().find(reserved) {
+        let what = "is a name by which the template is given something else";
+        return Err(ApiError::field(&format!("{KWARGS}.{name}"), what));
+    }
+    let documents = fields.documents.as_ref().map_or(&[][..], |list| &list.0);
+    if !documents.is_empty() {
+        let documents = documents.iter().enumerate().map(|(index, document)| {
+            let path = format!("documents[{index}]");
+            room.take(document.get(), || path.clone())?;
+            let document = json::parse::<Map<String, Value>>(document.get().as_bytes(), "it");
+            document
+                .map(Value::Object)
+                .map_err(|error| error.below(&path))
+        });
+        let documents = documents.collect::<ApiResult<Vec<Value>>>()?;
+        variables.insert("documents".to_owned(), Value::Array(documents));
+    }
+    Ok(variables)
 }
 
 fn logprobs(fields: &ChatFields<'_>) -> ApiResult<Option<u32>> {
@@ -198,12 +254,20 @@ fn logprobs(fields: &ChatFields<'_>) -> ApiResult<Option<u32>> {
 
 /// Bytes of everything in messages that becomes part of the prompt. Space around a text does not count: templates drop it.
 pub(super) fn message_bytes(messages: &[ChatMessage]) -> usize {
-    let call = |call: &ToolCall| call.id.len() + call.name.len() + call.arguments_json.len();
+    let length = |value: &Value| value.as_str().map_or(0, str::len);
+    let call = |call: &Value| {
+        length(&call["id"]) + length(&call["function"]["name"]) + arguments_of(call).len()
+    };
     let message = |message: &ChatMessage| {
-        let ids = [&message.name, &message.tool_call_id];
-        let ids = ids.into_iter().flatten().map(String::len).sum::<usize>();
-        let calls = message.tool_calls.iter().map(call).sum::<usize>();
-        message.content.trim().len() + ids + calls
+        let ids = ["name", "tool_call_id"].into_iter();
+        let ids = ids.filter_map(|name| message.text(name)).map(str::len);
+        let calls = message.tool_calls().iter().map(call);
+        message
+            .texts()
+            .map(|text| text.trim().len())
+            .chain(ids)
+            .chain(calls)
+            .sum::<usize>()
     };
     messages.iter().map(message).sum()
 }
@@ -214,26 +278,23 @@ pub(super) fn tool_bytes(tools: &[Value]) -> usize {
 }
 
 /// Bytes a chat holds on the heap, and what is made of its JSON for the template; of JSON at most.
-pub(super) fn heap_bytes(messages: &[ChatMessage], tools: &[Value]) -> usize {
-    let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
-    let call = |call: &ToolCall| {
-        size_of::<ToolCall>()
-            + call.id.capacity()
-            + call.name.capacity()
-            + call.arguments_json.capacity()
-            + tools::value_bytes(&call.arguments_json)
-    };
+pub(super) fn heap_bytes(chat: &Chat) -> usize {
+    let arguments = |call: &Value| tools::json_bytes(arguments_of(call));
     let message = |message: &ChatMessage| {
-        size_of::<ChatMessage>()
-            + message.role.capacity()
-            + message.content.capacity()
-            + optional(&message.name)
-            + optional(&message.tool_call_id)
-            + message.tool_calls.iter().map(call).sum::<usize>()
+        let calls = message.tool_calls().iter().map(arguments);
+        size_of::<ChatMessage>() + fields_bytes(message.fields()) + calls.sum::<usize>()
     };
-    // Written out and not kept, to count only.
-    let tools = tools
-        .iter()
-        .map(|tool| tools::value_bytes(&tool.to_string()));
-    messages.iter().map(message).sum::<usize>() + tools.sum::<usize>()
+    let messages = chat.messages.iter().map(message);
+    let tools = chat.tools.iter().map(tools::value_bytes);
+    messages.chain(tools).sum::<usize>() + fields_bytes(&chat.variables)
+}
+
+/// A text is there once, and what else there is as the template's value, too.
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    let value = |value: &Value| match value {
+        Value::String(text) => tools::FURTHER_BYTES + text.capacity(),
+        other => tools::value_bytes(other),
+    };
+    let names = fields.keys().map(String::capacity).sum::<usize>();
+    names + fields.values().map(value).sum::<usize>()
 }

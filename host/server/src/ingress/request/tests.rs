@@ -1,7 +1,7 @@
 //! What a request means, and how it is refused.
 
 use super::*;
-use realm_engine::text::ChatMessage;
+use realm_engine::text::{Chat, ChatMessage, TextSource};
 use serde_json::{Value, json};
 
 fn parse(family: Family, more: &Value) -> ApiResult<GenerationRequest> {
@@ -17,9 +17,9 @@ fn parse(family: Family, more: &Value) -> ApiResult<GenerationRequest> {
     GenerationRequest::parse(text.as_bytes(), what, family, Defaults::default())
 }
 
-fn messages(more: &Value) -> Vec<ChatMessage> {
+fn chat(more: &Value) -> Chat {
     match parse(Family::Chat, more).unwrap().kind {
-        RequestKind::Chat { messages, .. } => messages,
+        RequestKind::Chat(chat) => chat,
         other => panic!("{other:?}"),
     }
 }
@@ -182,26 +182,272 @@ fn a_bias_of_what_is_no_token_is_shown() {
 }
 
 #[test]
-fn messages_come_in_many_forms() {
-    let messages = messages(&json!({"messages": [
+fn every_field_of_a_message_arrives_as_it_was_written() {
+    let said = json!([
         {"role": "developer", "content": "be brief"},
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b", "type": "text"}], "name": "Ada"},
-        {"role": "assistant", "content": null,
-         "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b", "type": "text", "more": [1]}], "name": "Ada"},
+        {"more": {"b": 1, "a": [null]}, "role": "assistant", "content": null, "reasoning_content": "hm",
+         "tool_calls": [{"id": "1", "type": "function", "function": {"arguments": "{}", "name": "f"}, "index": 0}]},
         {"role": "tool", "content": "3", "tool_call_id": "1"},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}, {"type": "text", "text": null}]},
-    ]}));
-    assert_eq!(messages[4].content, "I cannot");
-    let role_and_content = |index: usize| {
-        let message: &ChatMessage = &messages[index];
-        (message.role.as_str(), message.content.as_str())
+        {"role": "assistant", "refusal": "no"},
+        {"role": "ipython", "content": ""},
+    ]);
+    let messages = chat(&json!({"messages": said})).messages;
+    // As text, because that keeps the order of the fields.
+    let arrived: Vec<_> = messages
+        .iter()
+        .map(|message| json!(message.fields()))
+        .collect();
+    assert_eq!(json!(arrived).to_string(), said.to_string());
+    assert_eq!(messages[1].texts().collect::<String>(), "ab");
+    let nulls = json!([{"role": "assistant", "content": null, "name": null, "tool_calls": null, "refusal": null}]);
+    assert_eq!(
+        chat(&json!({"messages": nulls})).messages,
+        [ChatMessage::new("assistant", ())],
+        "null is nothing, but for a content"
+    );
+}
+
+/// A model of single bytes with this chat template.
+fn model(template: &str) -> TextModel {
+    let mut tokens: Vec<String> = (0..=255_u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+    tokens.extend(["<s>", "</s>"].map(str::to_owned));
+    let source = TextSource {
+        model: "llama".to_owned(),
+        scores: vec![0.0; tokens.len()],
+        token_types: [vec![6; 256], vec![3; 2]].concat(),
+        tokens,
+        bos: Some(256),
+        eos: Some(257),
+        chat_template: Some(template.to_owned()),
+        ..TextSource::default()
     };
-    assert_eq!(role_and_content(0), ("system", "be brief"));
-    assert_eq!(role_and_content(1), ("user", "ab"));
-    assert_eq!(messages[1].name.as_deref(), Some("Ada"));
-    assert_eq!(role_and_content(2), ("assistant", ""));
-    assert_eq!(messages[2].tool_calls[0].name, "f");
-    assert_eq!(messages[3].tool_call_id.as_deref(), Some("1"));
+    TextModel::new(source).unwrap()
+}
+
+/// The prompt, or the field that is refused and why.
+fn prompt(template: &str, more: &Value) -> Result<String, (String, String)> {
+    let refused = |error: ApiError| (error.param.unwrap_or_default(), error.message);
+    let request = parse(Family::Chat, more).map_err(refused)?;
+    let model = model(template);
+    request.check_chat(&model).map_err(refused)?;
+    let RequestKind::Chat(chat) = request.kind else {
+        panic!("{more}");
+    };
+    model
+        .render_chat(&chat)
+        .map_err(|error| (String::new(), error.to_string()))
+}
+
+#[test]
+fn prompts_are_those_of_transformers() {
+    let cases: Value = serde_json::from_str(include_str!("templates.json")).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 13);
+    for case in cases {
+        let prompt = prompt(case["template"].as_str().unwrap(), &case["request"]);
+        let expected = case["prompt"].as_str().unwrap().to_owned();
+        assert_eq!(prompt, Ok(expected), "{}", case["name"]);
+    }
+}
+
+/// Prints all messages, and calls and tools.
+const ALL: &str = "{% for t in tools or [] %}T{{ t.function.name }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+/// Prints what users and assistants say.
+const TURNS: &str = "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}<{{ m.role }}>{{ m.content | trim }}.{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+/// Knows no system role, and says so.
+const RAISES: &str = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+
+#[test]
+fn what_a_template_has_no_place_for_is_refused_by_its_name() {
+    let user = json!({"role": "user", "content": "u"});
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    let calls = json!({"role": "assistant", "content": null, "tool_calls": [call("{\"a\": 1}")]});
+    let result = json!({"role": "tool", "content": "r", "tool_call_id": "1"});
+    for (template, request, expected) in [
+        (ALL, json!({"tools": tool}), Ok("Tf<user>hi<assistant>")),
+        (TURNS, json!({"tools": tool}), Err("tools")),
+        (
+            TURNS,
+            json!({"tools": tool, "tool_choice": "none"}),
+            Ok("<user>hi.<assistant>"),
+        ),
+        (
+            ALL,
+            json!({"messages": [user, calls, result], "add_generation_prompt": false}),
+            Ok("<user>u<assistant>{\"name\": \"f\", \"arguments\": {\"a\": 1}}<tool>r"),
+        ),
+        (
+            TURNS,
+            json!({"messages": [user, calls]}),
+            Err("messages[1].tool_calls"),
+        ),
+        (
+            TURNS,
+            json!({"messages": [user, result]}),
+            Err("messages[1].role"),
+        ),
+        (
+            TURNS,
+            json!({"messages": [{"role": "system", "content": "s"}, user]}),
+            Err("messages[0].role"),
+        ),
+        (
+            TURNS,
+            json!({"messages": [{"role": "developer", "content": "s"}, user]}),
+            Err("messages[0].role"),
+        ),
+        (
+            TURNS,
+            json!({"messages": [{"role": "robot", "content": "s"}, user]}),
+            Err("messages[0].role"),
+        ),
+        (
+            ALL,
+            json!({"messages": [{"role": "robot", "content": "s"}]}),
+            Ok("<robot>s<assistant>"),
+        ),
+        (
+            ALL,
+            json!({"messages": [{"role": "developer", "content": "s"}]}),
+            Ok("<developer>s<assistant>"),
+        ),
+        (ALL, json!({"documents": [{"text": "d"}]}), Err("documents")),
+        (ALL, json!({"documents": []}), Ok("<user>hi<assistant>")),
+        (
+            "{% for d in documents or [] %}{{ d.title }}: {{ d.text }};{% endfor %}",
+            json!({"documents": [{"title": "a", "text": "b"}, {"title": "c", "text": "d"}]}),
+            Ok("a: b;c: d;"),
+        ),
+        (
+            ALL,
+            json!({"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]}),
+            Err("messages[0].function_call"),
+        ),
+    ] {
+        let found = prompt(template, &request);
+        if let Err((param, message)) = &found {
+            assert!(message.starts_with(&format!("{param}: ")), "{message}");
+        }
+        let found = found.as_deref().map_err(|(param, _)| param.as_str());
+        assert_eq!(found, expected, "{request}");
+    }
+    let system = json!({"messages": [{"role": "system", "content": "s"}, user]});
+    let raised = prompt(RAISES, &system).unwrap_err().1;
+    assert!(raised.ends_with("no system here"), "{raised}");
+}
+
+#[test]
+fn a_prompt_ends_where_the_client_wants_it() {
+    let said = |last: Value| json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": last}]});
+    let with = |mut request: Value, name: &str, on: bool| {
+        request[name] = json!(on);
+        request
+    };
+    let goes_on = |last: Value| with(said(last), "continue_final_message", true);
+    let parts = json!([{"type": "text", "text": "one"}, {"type": "text", "text": " two "}]);
+    for (template, request, expected) in [
+        (
+            ALL,
+            said(json!("Once ")),
+            Ok("<user>u<assistant>Once <assistant>"),
+        ),
+        (
+            ALL,
+            with(said(json!("Once ")), "add_generation_prompt", false),
+            Ok("<user>u<assistant>Once "),
+        ),
+        (
+            TURNS,
+            with(said(json!("a")), "add_generation_prompt", false),
+            Ok("<user>u.<assistant>a."),
+        ),
+        (ALL, goes_on(json!("Once ")), Ok("<user>u<assistant>Once ")),
+        // The template trims it, and writes a full stop that is not to be there.
+        (
+            TURNS,
+            goes_on(json!(" Once ")),
+            Ok("<user>u.<assistant>Once"),
+        ),
+        (
+            TURNS,
+            with(goes_on(json!("a")), "add_generation_prompt", false),
+            Ok("<user>u.<assistant>a"),
+        ),
+        (ALL, goes_on(parts), Ok("<user>u<assistant>one two ")),
+        (ALL, goes_on(json!("")), Err("messages[1].content")),
+        (ALL, goes_on(Value::Null), Err("messages[1].content")),
+        (
+            ALL,
+            with(goes_on(json!("a")), "add_generation_prompt", true),
+            Err("continue_final_message"),
+        ),
+        ("{{ messages[0].content }}", goes_on(json!("a")), Err("")),
+    ] {
+        let found = prompt(template, &request);
+        let found = found.as_deref().map_err(|(param, _)| param.as_str());
+        assert_eq!(found, expected, "{request}");
+    }
+}
+
+#[test]
+fn a_template_is_given_what_it_copes_with_where_nothing_is_said() {
+    let printed = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let raising = "{% for m in messages %}{% if m.content is none %}{{ raise_exception('none') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let told = "{% for m in messages %}<{{ m.role }}>{{ 'null' if m.content is none else m.content }}{% endfor %}";
+    let user = json!({"role": "user", "content": "u"});
+    for (template, assistant, expected) in [
+        (
+            printed,
+            json!({"role": "assistant", "content": null}),
+            "<user>u<assistant><user>u",
+        ),
+        (
+            printed,
+            json!({"role": "assistant"}),
+            "<user>u<assistant><user>u",
+        ),
+        (
+            raising,
+            json!({"role": "assistant", "content": null}),
+            "<user>u<assistant><user>u",
+        ),
+        (
+            told,
+            json!({"role": "assistant", "content": null}),
+            "<user>u<assistant>null<user>u",
+        ),
+        (
+            told,
+            json!({"role": "assistant", "content": ""}),
+            "<user>u<assistant><user>u",
+        ),
+    ] {
+        let request = json!({"messages": [user, assistant, user]});
+        assert_eq!(
+            prompt(template, &request).as_deref(),
+            Ok(expected),
+            "{request}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_not_lost_where_a_template_walks_texts() {
+    let texts = "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}";
+    let refusal = json!([{"type": "refusal", "refusal": "I cannot"}]);
+    let messages =
+        json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": refusal}]);
+    let request = json!({"messages": messages});
+    assert_eq!(
+        prompt(texts, &request).as_deref(),
+        Ok("<user>u<assistant>I cannot")
+    );
+    assert_eq!(
+        prompt(ALL, &request).as_deref(),
+        Ok("<user>u<assistant>I cannot<assistant>")
+    );
 }
 
 #[test]
@@ -228,10 +474,7 @@ fn a_prompt_is_text_or_token_ids() {
 
 #[test]
 fn tools_reach_the_template_unless_the_client_wants_none() {
-    let tools = |more: Value| match parse(Family::Chat, &more).unwrap().kind {
-        RequestKind::Chat { tools, .. } => tools,
-        other => panic!("{other:?}"),
-    };
+    let tools = |more: Value| chat(&more).tools;
     let some = json!([{"type": "function", "function": {"name": "f", "parameters": {"a": [1]}}}]);
     let auto = tools(json!({"tools": some, "tool_choice": "auto"}));
     assert_eq!(json!(auto), some);
@@ -324,7 +567,6 @@ fn a_wrong_field_of_a_message_is_named_by_its_path() {
         (json!(["user", "hi"]), ""),
         (json!({"role": "user"}), ".content"),
         (json!({"content": "x"}), ".role"),
-        (json!({"role": "robot", "content": "x"}), ".role"),
         (json!({"role": ["user"], "content": "x"}), ".role"),
         (json!({"role": {"user": null}, "content": "x"}), ".role"),
         (
@@ -344,6 +586,14 @@ fn a_wrong_field_of_a_message_is_named_by_its_path() {
         (
             json!({"role": "assistant", "tool_calls": [call("{}"), call(&many_values())]}),
             ".tool_calls[1].function.arguments",
+        ),
+        (
+            json!({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}),
+            ".content[0].type",
+        ),
+        (
+            json!({"role": "user", "content": "x", "more": vec![0; 16_384 * 8]}),
+            "",
         ),
     ];
     for (message, path) in cases {
@@ -373,6 +623,38 @@ fn a_wrong_field_of_a_chat_is_named_by_its_path() {
         (json!({"messages": []}), "messages", INVALID),
         (json!({"messages": null}), "messages", INVALID),
         (json!({"messages": "hi"}), "messages", INVALID),
+        (
+            json!({"chat_template_kwargs": 3}),
+            "chat_template_kwargs",
+            INVALID,
+        ),
+        (
+            json!({"chat_template_kwargs": {"a": 1, "bos_token": ""}}),
+            "chat_template_kwargs.bos_token",
+            INVALID,
+        ),
+        (
+            json!({"chat_template_kwargs": {"a": values}}),
+            "chat_template_kwargs",
+            INVALID,
+        ),
+        (json!({"documents": {}}), "documents", INVALID),
+        (json!({"documents": [{}, "a"]}), "documents[1]", INVALID),
+        (
+            json!({"add_generation_prompt": 1}),
+            "add_generation_prompt",
+            INVALID,
+        ),
+        (
+            json!({"continue_final_message": "a"}),
+            "continue_final_message",
+            INVALID,
+        ),
+        (
+            json!({"chat_template": "{{ messages }}"}),
+            "chat_template",
+            UNSUPPORTED,
+        ),
         (
             json!({"tools": [{"type": "retrieval"}]}),
             "tools[0].type",
@@ -519,6 +801,9 @@ fn what_a_request_holds_is_counted_in_every_field() {
         json!({"messages": [{"role": "assistant", "tool_calls": [{"id": "", "function": {"name": "", "arguments": text}}]}]}),
         json!({"messages": [{"role": "assistant", "tool_calls": [call("[[],[]]")]}]}),
         json!({"messages": vec![json!({"role": "user", "content": ""}); 20]}),
+        json!({"messages": [{"role": "user", "content": "", "more": [text]}]}),
+        json!({"chat_template_kwargs": {"a": text}}),
+        json!({"documents": [{"a": text}]}),
         json!({"tools": [{"type": "function", "function": {"name": text}}]}),
     ] {
         assert!(held(more.clone()) >= plain + 900, "{more}");

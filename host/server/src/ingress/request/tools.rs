@@ -9,8 +9,10 @@ use serde_json::value::RawValue;
 
 /// Tools of a chat, and calls of tools in one message.
 pub(super) const TOOLS_MAX: usize = 1_024;
-/// Values of JSON in all tools of a chat and all arguments of its calls.
+/// Values of JSON in a chat, but for its messages.
 const VALUES_MAX: usize = 32_768;
+/// Values of a message for which there is room in as many as a chat can have; one of a role and a text has three.
+const MESSAGE_VALUES: usize = 8;
 
 /// What is in a tool's JSON that this server looks at.
 #[derive(Deserialize)]
@@ -64,25 +66,42 @@ fn tool_of(text: &str) -> ApiResult<Value> {
 }
 
 /// How many more values of JSON a chat may have.
-pub(super) struct Room(usize);
-
-impl Default for Room {
-    fn default() -> Room {
-        Room(VALUES_MAX)
-    }
+pub(super) struct Room {
+    left: usize,
+    /// What there was at first, and in what.
+    all: usize,
+    of: &'static str,
 }
 
 impl Room {
+    /// In everything but its messages.
+    pub(super) fn of_values() -> Room {
+        Room {
+            left: VALUES_MAX,
+            all: VALUES_MAX,
+            of: "tools, documents, variables of the template and arguments of calls",
+        }
+    }
+
+    /// In so many messages.
+    pub(super) fn of_messages(messages: usize) -> Room {
+        let all = messages * MESSAGE_VALUES;
+        Room {
+            left: all,
+            all,
+            of: "messages",
+        }
+    }
+
     /// Takes the values of a JSON text, whose path names it where they are too many.
     ///
     /// # Errors
     /// The client's 400.
     pub(super) fn take(&mut self, json: &str, path: impl FnOnce() -> String) -> ApiResult<()> {
-        let left = self.0.checked_sub(Size::of(json).values());
-        self.0 = left.ok_or_else(|| {
-            let what = format!(
-                "all tools of a chat and the arguments of its calls can have at most {VALUES_MAX} JSON values together"
-            );
+        let left = self.left.checked_sub(Size::of(json).values());
+        self.left = left.ok_or_else(|| {
+            let (of, all) = (self.of, self.all);
+            let what = format!("all {of} of a chat can have at most {all} JSON values together");
             ApiError::field(&path(), what)
         })?;
         Ok(())
@@ -90,6 +109,7 @@ impl Room {
 }
 
 /// What decides how much memory the values of a JSON text take.
+#[derive(Default)]
 struct Size {
     /// Lists and objects.
     nested: usize,
@@ -125,20 +145,54 @@ impl Size {
         }
     }
 
+    /// Adds a value.
+    fn add(&mut self, value: &Value) {
+        match value {
+            Value::Array(list) => {
+                self.add_nested(list.len());
+                list.iter().for_each(|inner| self.add(inner));
+            }
+            Value::Object(map) => {
+                self.add_nested(map.len());
+                self.bytes += map.keys().map(String::capacity).sum::<usize>();
+                map.values().for_each(|inner| self.add(inner));
+            }
+            Value::String(text) => self.bytes += text.capacity(),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+
+    fn add_nested(&mut self, entries: usize) {
+        self.nested += 1;
+        self.further += entries.saturating_sub(1);
+    }
+
     /// Values: each is the whole, the first of a list or an object, or follows a comma.
     fn values(&self) -> usize {
         1 + self.nested - self.empty + self.further
     }
+
+    /// Bytes that they take at most: as values of serde's, and as those that the template is given.
+    fn heap(&self) -> usize {
+        self.nested * NESTED_BYTES + (1 + self.further) * FURTHER_BYTES + 2 * self.bytes
+    }
 }
 
-/// Bytes that the values of a JSON text take at most: as values of serde's, and as those that the template is given.
-pub(super) fn value_bytes(json: &str) -> usize {
-    // With one entry an object has room for three, and a table that finds them; both kinds together take 14 values' room.
-    const NESTED: usize = 16 * size_of::<Value>();
-    // A key, a value, their place in the table; lists grow in leaps, so all but the texts of it twice.
-    const FURTHER: usize = 6 * size_of::<Value>();
-    let size = Size::of(json);
-    size.nested * NESTED + (1 + size.further) * FURTHER + 2 * size.bytes
+/// With one entry an object has room for three, and a table that finds them; both kinds together take 14 values' room.
+const NESTED_BYTES: usize = 16 * size_of::<Value>();
+/// A key, a value, their place in the table; lists grow in leaps, so all but the texts of it twice.
+pub(super) const FURTHER_BYTES: usize = 6 * size_of::<Value>();
+
+/// Bytes that a JSON text takes at most as values.
+pub(super) fn json_bytes(json: &str) -> usize {
+    Size::of(json).heap()
+}
+
+/// Bytes that a value takes at most, together with the one that is made of it for the template.
+pub(super) fn value_bytes(value: &Value) -> usize {
+    let mut size = Size::default();
+    size.add(value);
+    size.heap()
 }
 
 #[cfg(test)]
@@ -193,21 +247,23 @@ mod tests {
             r#"{"a":1,"b":"c","d":[1,2]}"#,
         ] {
             let json = format!("[{}]", [part; 1000].join(","));
-            let seen = seen_bytes(&serde_json::from_str(&json).unwrap());
-            let counted = value_bytes(&json);
-            assert!(counted >= seen, "{part}: {counted} < {seen}");
-            assert!(counted <= 40 * seen, "{part}: {counted} for {seen}");
+            let value = serde_json::from_str(&json).unwrap();
+            let seen = seen_bytes(&value);
+            for counted in [json_bytes(&json), value_bytes(&value)] {
+                assert!(counted >= seen, "{part}: {counted} < {seen}");
+                assert!(counted <= 40 * seen, "{part}: {counted} for {seen}");
+            }
         }
         let text = format!(r#""{}""#, "plain text, and more of it ".repeat(1000));
         assert!(
-            value_bytes(&text) < 3 * text.len(),
+            json_bytes(&text) < 3 * text.len(),
             "commas of a text are none"
         );
     }
 
     #[test]
     fn tools_and_arguments_share_their_room() {
-        let mut room = Room::default();
+        let mut room = Room::of_values();
         let list = |entries: usize| format!("[{}]", vec!["1"; entries].join(","));
         let path = || "tools[0]".to_owned();
         assert!(room.take(&list(VALUES_MAX / 2), path).is_ok());
