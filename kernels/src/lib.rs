@@ -9,6 +9,6 @@ pub mod reference;
 mod shapes;
 mod sync;
 
-pub use cpu::{Activations, Cpu, KvLayer, KvType, LayerNorm, Matrix, Rounding, Turn};
+pub use cpu::{Activations, Cpu, KvLayer, KvType, LayerNorm, Matrix, Precision, Rounding, Turn};
 pub use quant::{BlockType, MatrixView};
 pub use shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};

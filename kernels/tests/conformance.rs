@@ -1,13 +1,14 @@
 //! Every operation on every instruction set of this machine against the reference, and the two promises of `cpu`:
 //! batched equals alone and any number of threads gives the same, bit for bit.
 
-use realm_kernels::cpu::{Isa, Rounding, isas};
+use realm_kernels::cpu::{Isa, Precision, Rounding, isas};
 use realm_kernels::quant::{BlockType, dequantize};
 use realm_kernels::reference::{self, PagedKv};
 use realm_kernels::{
     Activation, Activations, AttentionRow, AttentionShape, BLOCK_TOKENS, Cpu, KvLayer, KvType,
     LayerNorm, MatrixView, Rope, RopeLayout,
 };
+use std::sync::Arc;
 
 /// Against the reference on the same int8 activations: only the order of f32 additions differs.
 const NMSE_MAX_SAME_ACTIVATIONS: f64 = 1e-10;
@@ -360,7 +361,7 @@ fn int16_activations_come_close_and_depend_on_nothing_else() {
 }
 
 #[test]
-fn mixed_rounding_takes_16_bits_for_sensitive_activations_only() {
+fn mixed_rounding_takes_16_bits_where_it_is_told_only() {
     on_every_isa(|isa| {
         let mut random = Random(13);
         let (rows, cols) = (16, 256);
@@ -380,13 +381,85 @@ fn mixed_rounding_takes_16_bits_for_sensitive_activations_only() {
             out
         };
         let (int8, int16) = (
-            run(Rounding::Int8, Activations::sensitive()),
+            run(
+                Rounding::Int8,
+                Activations::with_precision(Precision::Int16),
+            ),
             run(Rounding::Int16, Activations::default()),
         );
         assert!(!same_bits(&int8, &int16));
-        let sensitive = run(Rounding::Mixed, Activations::sensitive());
+        let sensitive = run(
+            Rounding::Mixed,
+            Activations::with_precision(Precision::Int16),
+        );
         let others = run(Rounding::Mixed, Activations::default());
         assert!(same_bits(&sensitive, &int16) && same_bits(&others, &int8));
+    });
+}
+
+/// Channels a hundred times the others: with them apart the others keep their bits, in every type and on every
+/// instruction set, whatever the rows beside and the number of threads.
+#[test]
+fn channels_apart_leave_the_others_their_bits() {
+    on_every_isa(|isa| {
+        let mut random = Random(17);
+        let channels: Arc<[u32]> = Arc::new([3, 40, 41, 511]);
+        let precision = Precision::Int8 {
+            apart: Arc::clone(&channels),
+        };
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols, count) = (37, 512, 9);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let mut x = random.floats(count * cols);
+            for row in x.chunks_exact_mut(cols) {
+                channels.iter().for_each(|&c| row[c as usize] *= 100.0);
+            }
+            let mut plain = x.clone();
+            for row in plain.chunks_exact_mut(cols) {
+                channels.iter().for_each(|&c| row[c as usize] = 0.0);
+            }
+            let reference = |x: &[f32]| {
+                let mut want = vec![0.0; count * rows];
+                reference::matmul(view, x, &mut want);
+                want
+            };
+            let (want, of_apart) = (
+                reference(&x),
+                reference(&x)
+                    .iter()
+                    .zip(reference(&plain))
+                    .map(|(a, b)| a - b)
+                    .collect::<Vec<f32>>(),
+            );
+            let run = |threads: usize, x: &[f32]| {
+                let cpu = Cpu::with_isa(isa, threads).with_rounding(Rounding::Mixed);
+                let w = cpu.with_columns(&cpu.prepare(view), &channels);
+                let mut acts = Activations::with_precision(precision.clone());
+                cpu.quantize(x, cols, &mut acts);
+                let mut out = vec![0.0; x.len() / cols * rows];
+                cpu.matmul(&w, &acts, &mut out);
+                out
+            };
+            let got = run(2, &x);
+            let what = format!("{} on {}", ty.name(), isa.name());
+            // What is left of either when the outliers' share is taken away.
+            let rest =
+                |y: &[f32]| -> Vec<f32> { y.iter().zip(&of_apart).map(|(y, a)| y - a).collect() };
+            let error = nmse(&rest(&got), &rest(&want));
+            assert!(error < NMSE_MAX_INT8_ACTIVATIONS, "{what}: {error:e}");
+            for threads in [1, 3] {
+                for (row, x) in x.chunks_exact(cols).enumerate() {
+                    let batched = &got[row * rows..(row + 1) * rows];
+                    assert!(same_bits(&run(threads, x), batched), "{what}, row {row}");
+                }
+            }
+        }
     });
 }
 

@@ -7,6 +7,7 @@ use super::watch::Op;
 use super::{Cpu, Rounding};
 use crate::quant::GROUP;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// 32 activations of one row: `x ≈ code * scale`, and the sums that the weights' offsets are multiplied with.
 #[repr(C, align(16))]
@@ -16,6 +17,28 @@ pub(crate) struct ActivationGroup {
     pub(crate) scale: f32,
     pub(crate) sum: f32,            // scale * Σ codes
     pub(crate) half_sums: [f32; 2], // the same of either half
+}
+
+/// How finely [`Rounding::Mixed`] rounds the activations that some matrices read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// To 8 bits, except for these channels, in ascending order: they outweigh their neighbours, so that a scale which
+    /// covers them leaves those few bits. They are multiplied as f32, by the columns that
+    /// [`Cpu::with_columns`] takes out of a matrix.
+    Int8 {
+        /// Columns of the matrices.
+        apart: Arc<[u32]>,
+    },
+    /// To 16 bits.
+    Int16,
+}
+
+impl Default for Precision {
+    fn default() -> Precision {
+        Precision::Int8 {
+            apart: Arc::default(),
+        }
+    }
 }
 
 /// The most int8 codes an activation is made of: see [`Rounding::Int16`].
@@ -30,10 +53,11 @@ pub(crate) const TERMS_MAX: usize = 2;
 pub struct Activations {
     rows: usize,
     cols: usize,
-    sensitive: bool,
-    terms: usize,     // codes of an activation: 1, 2, or 0 when only values are there
-    tile_rows: usize, // parts of a tile at most
-    values: Vec<f32>, // [rows, cols]
+    precision: Precision,
+    is_split: bool,               // channels are apart
+    terms: usize,                 // codes of an activation: 1, 2, or 0 when only values are there
+    tile_rows: usize,             // parts of a tile at most
+    values: Vec<f32>,             // [rows, cols]
     groups: Vec<ActivationGroup>, // of each tile [cols / 32, parts]
 }
 
@@ -62,11 +86,24 @@ pub(crate) struct Place {
 }
 
 impl Activations {
-    /// For activations whose rounding a model is sensitive to: [`Rounding::Mixed`] rounds them to 16 bits.
-    pub fn sensitive() -> Activations {
+    /// For activations that [`Rounding::Mixed`] rounds so finely.
+    pub fn with_precision(precision: Precision) -> Activations {
         Activations {
-            sensitive: true,
+            precision,
             ..Activations::default()
+        }
+    }
+
+    /// From the next use on, [`Rounding::Mixed`] rounds them so finely.
+    pub fn set_precision(&mut self, precision: &Precision) {
+        self.precision.clone_from(precision);
+    }
+
+    /// The channels whose codes are 0, because they are multiplied as f32.
+    pub(crate) fn apart(&self) -> &[u32] {
+        match &self.precision {
+            Precision::Int8 { apart } if self.is_split => apart,
+            _ => &[],
         }
     }
 
@@ -91,7 +128,7 @@ impl Activations {
     }
 
     /// The f32 values of a row.
-    pub(crate) fn values(&self, row: usize) -> &[f32] {
+    pub fn values(&self, row: usize) -> &[f32] {
         &self.values[row * self.cols..(row + 1) * self.cols]
     }
 
@@ -135,11 +172,12 @@ impl Activations {
         self.tile_rows = cpu.isa.tile_rows();
         self.terms = match cpu.rounding {
             _ if !cols.is_multiple_of(GROUP) => 0,
-            Rounding::Mixed if self.sensitive => TERMS_MAX,
+            Rounding::Mixed if self.precision == Precision::Int16 => TERMS_MAX,
             Rounding::Int8 | Rounding::Mixed => 1,
             Rounding::Int16 => TERMS_MAX,
             Rounding::Exact => 0,
         };
+        self.is_split = cpu.rounding == Rounding::Mixed && self.terms == 1;
         if self.values.len() < rows * cols {
             self.values.resize(rows * cols, 0.0);
         }
@@ -157,6 +195,8 @@ impl Activations {
         self.rows = rows.len();
         self.cols = from.cols;
         self.terms = from.terms;
+        self.precision.clone_from(&from.precision);
+        self.is_split = from.is_split;
         self.tile_rows = from.tile_rows;
         self.values.clear();
         let groups = self.rows * self.groups_per_row();
@@ -181,8 +221,13 @@ impl Activations {
     /// The values `[rows, cols]` for tasks to write, and what makes codes of them.
     pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, Quantizer<'_>) {
         let places = (self.terms > 0).then(|| (0..self.rows).map(|row| self.place(row)).collect());
+        let apart: &[u32] = match &self.precision {
+            Precision::Int8 { apart } if self.is_split => apart,
+            _ => &[],
+        };
         let quantizer = Quantizer {
             places: places.unwrap_or_default(),
+            apart,
             terms: self.terms,
             groups: SharedOut::new(&mut self.groups),
         };
@@ -226,6 +271,7 @@ impl Cpu {
 /// Makes the codes of rows from their values.
 pub(crate) struct Quantizer<'a> {
     places: Vec<Place>, // of every row; none where there are no codes
+    apart: &'a [u32],
     terms: usize,
     groups: SharedOut<'a, ActivationGroup>,
 }
@@ -245,6 +291,7 @@ impl Quantizer<'_> {
             let (place, terms, groups) = (self.places[row], self.terms, &self.groups);
             cpu.isa.run(Quantize {
                 values,
+                apart: self.apart,
                 place,
                 terms,
                 groups,
@@ -256,6 +303,7 @@ impl Quantizer<'_> {
 /// One row of f32 to int8 groups, of one term or two: 127 is the group's largest magnitude. The row's groups belong to it.
 struct Quantize<'a> {
     values: &'a [f32], // [cols]
+    apart: &'a [u32],  // of these the codes are 0
     place: Place,
     terms: usize,
     groups: &'a SharedOut<'a, ActivationGroup>,
@@ -266,7 +314,16 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let mut apart = self.apart;
         for (g, x) in self.values.as_chunks::<GROUP>().0.iter().enumerate() {
+            let mut rest = *x;
+            while let [channel, others @ ..] = apart
+                && *channel as usize / GROUP == g
+            {
+                rest[*channel as usize % GROUP] = 0.0;
+                apart = others;
+            }
+            let x = &rest;
             let at = self.place.start + g * self.place.step;
             // SAFETY: groups of this row.
             let groups = unsafe { self.groups.part(at..at + self.terms) };
@@ -314,7 +371,8 @@ mod tests {
             let cpu = Cpu::with_isa(isa, 1).with_rounding(Rounding::Mixed);
             // Miri takes seconds for each.
             for rows in (1..80).step_by(if cfg!(miri) { 26 } else { 1 }) {
-                for mut acts in [Activations::default(), Activations::sensitive()] {
+                let int16 = Activations::with_precision(Precision::Int16);
+                for mut acts in [Activations::default(), int16] {
                     acts.reshape(&cpu, rows, 2 * GROUP);
                     let terms = acts.terms;
                     let mut places = vec![None; acts.groups.len()];

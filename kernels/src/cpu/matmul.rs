@@ -6,7 +6,7 @@
 
 use super::activations::{ActivationGroup, TERMS_MAX, tiles};
 use super::isa::Kernel;
-use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
+use super::matrix::{Columns, LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
 use super::simd::{SUM_ZERO, Simd};
 use super::watch::Op;
@@ -122,6 +122,11 @@ impl Cpu {
         if panels.is_empty() {
             return;
         }
+        let channels = w.columns().map_or(&[][..], |columns| &columns.channels);
+        assert!(
+            w.layout().is_none() || x.apart().is_empty() || channels == x.apart(),
+            "a matrix with the columns of the channels that are apart"
+        );
         let Some(layout) = w.layout() else {
             return match w.block_type() {
                 BlockType::F32 => isa.run(FloatPanels::<F32> {
@@ -261,11 +266,15 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize> Kerne
             w, layout, x, sink, ..
         } = *self.of;
         let terms = x.terms();
-        let x = x.tile::<N>(&self.tile);
+        let columns = w.columns().filter(|_| !x.apart().is_empty());
+        let (values, x) = (x, x.tile::<N>(&self.tile));
         for panel in self.panels {
             let bytes = w.panel(panel);
             for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-                let y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, layout, bytes, lane, x);
+                let mut y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, layout, bytes, lane, x);
+                if let Some(columns) = columns {
+                    add_columns(s, (columns, panel, lane), (values, self.tile.start), &mut y);
+                }
                 let column = panel * PANEL_ROWS + lane;
                 if terms == 1 {
                     put(s, sink, self.tile.start, column, &y);
@@ -277,6 +286,25 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize> Kerne
                     put(s, sink, row, column, &[s.add(y[0], y[1])]);
                 }
             }
+        }
+    }
+}
+
+/// Adds what the channels give that are apart, for the rows from `row` on.
+#[inline(always)]
+fn add_columns<S: Simd, const N: usize>(
+    s: S,
+    (columns, panel, lane): (&Columns, usize, usize),
+    (x, row): (&Activations, usize),
+    y: &mut [S::F; N],
+) {
+    assert!(lane + S::LANES <= PANEL_ROWS, "rows of the panel");
+    let rows: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
+    for (&channel, column) in columns.channels.iter().zip(columns.of_panel(panel)) {
+        // SAFETY: `lane + LANES <= 16`, the length of a column.
+        let w = unsafe { s.load(column.as_ptr().add(lane)) };
+        for (y, x) in y.iter_mut().zip(rows) {
+            *y = s.mul_add(w, s.splat(x[channel as usize]), *y);
         }
     }
 }

@@ -13,6 +13,7 @@ use super::Cpu;
 use super::shared::SharedOut;
 use crate::quant::{BlockType, Coding, GROUP, GroupCodes, MatrixView, Scales, coding};
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
 /// Rows in a panel: the lanes of the widest vector.
 pub(crate) const PANEL_ROWS: usize = 16;
@@ -88,6 +89,21 @@ pub struct Matrix {
     layout: Option<PanelLayout>, // `None`: a float type
     panel_bytes: usize,          // a multiple of `LINE`
     panels: Bytes,               // [rows / 16, panel_bytes], aligned to `LINE`
+    columns: Option<Arc<Columns>>,
+}
+
+/// Columns of a quantised matrix as f32, for channels of its activations that are apart.
+pub(crate) struct Columns {
+    pub(crate) channels: Arc<[u32]>,
+    values: Vec<f32>, // [rows / 16, channels, 16]
+}
+
+impl Columns {
+    /// `[channels, 16]` of a panel.
+    pub(crate) fn of_panel(&self, panel: usize) -> &[[f32; PANEL_ROWS]] {
+        let count = self.channels.len();
+        &self.values.as_chunks().0[panel * count..(panel + 1) * count]
+    }
 }
 
 impl Cpu {
@@ -124,6 +140,40 @@ impl Cpu {
                 }
             }
         });
+    }
+
+    /// The same matrix for activations with these channels [apart](super::Precision::Int8). It shares the panels.
+    ///
+    /// # Panics
+    /// When there is no such column.
+    pub fn with_columns(&self, w: &Matrix, channels: &Arc<[u32]>) -> Matrix {
+        let count = channels.len();
+        let columns = w.layout.as_ref().filter(|_| count > 0).map(|layout| {
+            let mut values = vec![0.0; w.panels() * count * PANEL_ROWS];
+            let out = SharedOut::new(&mut values);
+            self.split(w.panels(), count * GROUP * PANEL_ROWS, |panels| {
+                for panel in panels {
+                    for (i, &channel) in channels.iter().enumerate() {
+                        let at = (panel * count + i) * PANEL_ROWS;
+                        // SAFETY: every panel belongs to one task.
+                        let out = unsafe { out.part(at..at + PANEL_ROWS) };
+                        let (index, column) = (channel as usize / GROUP, channel as usize % GROUP);
+                        for (lane, out) in out.iter_mut().enumerate() {
+                            let group = unpack_group(layout, w.panel(panel), lane, index);
+                            *out = group.values(layout.coding)[column];
+                        }
+                    }
+                }
+            });
+            Arc::new(Columns {
+                channels: Arc::clone(channels),
+                values,
+            })
+        });
+        Matrix {
+            columns,
+            ..w.clone()
+        }
     }
 
     /// [`pack`](Cpu::pack) into memory of the matrix's own.
@@ -174,7 +224,13 @@ impl Matrix {
             layout,
             panel_bytes,
             panels,
+            columns: None,
         }
+    }
+
+    /// The columns for channels that are apart.
+    pub(crate) fn columns(&self) -> Option<&Columns> {
+        self.columns.as_deref()
     }
 
     /// Output width.
@@ -194,7 +250,8 @@ impl Matrix {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.panels.len()
+        let columns = self.columns().map_or(&[][..], |columns| &columns.values);
+        self.panels.len() + size_of_val(columns)
     }
 
     pub(crate) fn panels(&self) -> usize {

@@ -23,7 +23,7 @@ mod turns;
 mod watch;
 
 pub use crate::shapes::{Activation, AttentionRow, AttentionShape, BLOCK_TOKENS, Rope, RopeLayout};
-pub use activations::Activations;
+pub use activations::{Activations, Precision};
 pub use exp_sums::EXP_SUM_PIECE;
 pub use isa::{Isa, isas};
 pub use kv::{KvLayer, KvType};
@@ -63,7 +63,7 @@ impl Drop for Turn {
 pub enum Rounding {
     /// An int8 code each, with a scale for every 32.
     Int8,
-    /// As `Int8`, but [sensitive](Activations::sensitive) ones as `Int16`.
+    /// Each input as its [`Precision`] says.
     Mixed,
     /// 16 bits: an int8 code and an int8 code of what that left over. Twice the work of a matrix operation, and the
     /// rounding of activations all but vanishes.
@@ -93,6 +93,11 @@ impl Cpu {
     /// The same with another rounding of activations than int8.
     pub fn with_rounding(self, rounding: Rounding) -> Cpu {
         Cpu { rounding, ..self }
+    }
+
+    /// What becomes of activations.
+    pub fn rounding(&self) -> Rounding {
+        self.rounding
     }
 
     /// Runs `task(0)` to `task(tasks - 1)`, each once, on the threads of the operations, and returns when all have ended.
