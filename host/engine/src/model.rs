@@ -6,6 +6,7 @@
 //! answers that look right.
 
 mod bert;
+mod calibration;
 mod decoder;
 mod experts;
 mod features;
@@ -42,7 +43,7 @@ use realm_weights::{ModelSource, SourceError};
 use thiserror::Error;
 
 use crate::executor::cpu::CpuExecutor;
-use crate::executor::{Executor, ModelFacts};
+use crate::executor::{Executor, ExecutorError, ModelFacts};
 pub(crate) use bert::{Encoder, PASS_TOKENS_MAX};
 pub(crate) use decoder::{Decoder, Scratch};
 use keys::Keys;
@@ -92,8 +93,8 @@ pub struct ModelOptions {
 pub enum Activations {
     /// 8 bits, as most engines do: fastest. Where two tokens are almost equally likely it may pick the other one.
     Int8,
-    /// 8 bits, but 16 for what queries, keys and values are made of. These are an eighth of the work and two fifths of
-    /// the error: the residual stream has channels that outweigh their neighbours, and attention takes exponentials.
+    /// 8 bits, but channels that outweigh their neighbours as f32, and 16 bits for the inputs where they gain most for a
+    /// quarter more work. Which these are is found at load, by computing a short text.
     #[default]
     Mixed,
     /// 16 bits: up to twice the time a step; practically what unrounded activations give.
@@ -228,6 +229,9 @@ pub enum LoadError {
         #[source]
         source: TryReserveError,
     },
+    /// The model does not compute the text that it is calibrated with.
+    #[error("the model cannot be calibrated")]
+    Calibration(#[from] ExecutorError),
     /// The operating system gives no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
@@ -298,7 +302,7 @@ pub fn load_on(
     let keys = Keys::new(source.metadata(), architecture, options.context_max);
     let panels = Panels::new(source, &cpu, options.packed_dir.as_deref());
     let mut loader = Loader::new(source, keys, &cpu, Box::new(panels));
-    let decoder = match architecture {
+    let mut decoder = match architecture {
         "gemma2" => gemma2::load(&mut loader)?,
         "gemma3" => gemma3::load(&mut loader)?,
         "gptneox" => gptneox::load(&mut loader)?,
@@ -314,8 +318,12 @@ pub fn load_on(
     loader.finish()?;
     let shape = decoder.shape().clone();
     check_vocabulary(&text, &shape)?;
-    let kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
+    let mut kv = kv_cache(&shape, options.kv_bytes_max, options.kv_type)?;
     let facts = facts(source, architecture, &shape, &kv, &cpu, options.context_max)?;
+    if cpu.rounding() == Rounding::Mixed {
+        let tokens_max = facts.context_length as usize;
+        calibration::calibrate(&mut decoder, &cpu, &text, &mut kv.layers, tokens_max)?;
+    }
     let executor = CpuExecutor::new(cpu, decoder, kv.layers, kv.blocks, facts.context_length);
     Ok((Box::new(executor), facts, Arc::new(text)))
 }

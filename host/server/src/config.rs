@@ -132,7 +132,7 @@ pub struct CallLimits {
 pub enum Activations {
     /// To 8 bits: most tokens a second.
     Int8,
-    /// To 8 bits, but to 16 where attention begins: nearly as fast, and closer to the model.
+    /// To 8 bits, with more for the inputs and channels that need it: nearly as fast, and closer to the model.
     Mixed,
     /// To 16 bits: answers as of unrounded activations, in up to twice the time.
     Int16,

@@ -4,7 +4,7 @@
 //! vector is pooled from the last hidden states and scaled to length 1.
 
 use realm_kernels::{
-    Activation, Activations, AttentionRow, BLOCK_TOKENS, Cpu, KvLayer, KvType, Matrix,
+    Activation, Activations, AttentionRow, BLOCK_TOKENS, Cpu, KvLayer, KvType, Matrix, Precision,
 };
 
 use super::LoadError;
@@ -264,7 +264,7 @@ impl Default for Pass {
             attention: Vec::new(),
             x: Vec::new(),
             sum: Vec::new(),
-            attend: Activations::sensitive(),
+            attend: Activations::with_precision(Precision::Int16),
             acts: Activations::default(),
             q: Vec::new(),
             k: Vec::new(),

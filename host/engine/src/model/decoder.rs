@@ -1,7 +1,7 @@
 //! The decoder every generating architecture is: a residual stream to which attention and feed-forward are added, layer
 //! by layer. What differs between architectures is data here; their files say which of it they have.
 
-use realm_kernels::{Activation, AttentionShape, Rope};
+use realm_kernels::{Activation, AttentionShape, Precision, Rope};
 
 use super::LoadError;
 use super::experts::ExpertScratch;
@@ -23,6 +23,7 @@ pub(crate) struct Decoder<O: Ops> {
     pub(super) is_parallel: bool,   // feed-forward reads what attention reads
     pub(super) output_norm: Norm<O>,
     pub(super) output: Projection<O>, // its matrix may be the embedding's
+    pub(super) output_precision: Precision,
     pub(super) logits: Logits,
 }
 
@@ -39,6 +40,18 @@ pub(super) enum Logits {
     Scaled(f32),
     Capped(f32),
 }
+
+/// What a layer's matrices read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LayerInput {
+    Attend,
+    Attended,
+    Feed,
+    Gated,
+}
+
+/// Sees the input of a layer, by its index.
+pub(super) type Observe<'a, O> = &'a mut dyn FnMut((usize, LayerInput), &<O as Ops>::Acts);
 
 /// Buffers that live as long as the executor and only grow.
 pub(crate) struct Scratch<O: Ops> {
@@ -62,15 +75,15 @@ impl<O: Ops> Default for Scratch<O> {
     fn default() -> Scratch<O> {
         Scratch {
             x: O::Rows::default(),
-            attend: O::acts(true),
-            feed: O::acts(false),
+            attend: O::Acts::default(),
+            feed: O::Acts::default(),
             q: O::Rows::default(),
             k: O::Rows::default(),
             v: O::Rows::default(),
             attended: O::Rows::default(),
-            acts: O::acts(false),
+            acts: O::Acts::default(),
             branch: O::Rows::default(),
-            gated: O::acts(false),
+            gated: O::Acts::default(),
             tmp: Default::default(),
             logits: O::Rows::default(),
             adapters: Vec::new(),
@@ -127,6 +140,7 @@ impl<O: Ops> Decoder<O> {
             is_parallel: false,
             output_norm: Norm::load(loader, "output_norm", &shape)?,
             output: Projection::new(Site::Logits, output, vocab),
+            output_precision: Precision::default(),
             logits: Logits::Plain,
             shape,
         })
@@ -137,8 +151,7 @@ impl<O: Ops> Decoder<O> {
         &self.shape
     }
 
-    /// Computes a batch with at least one row: K and V of every row go to `kv`, one entry a layer, and the logits of the rows
-    /// that asked, `[rows that asked, vocab]`, to `logits`.
+    /// [`run_observed`](Decoder::run_observed) with nobody looking.
     pub(crate) fn run(
         &self,
         ops: &O,
@@ -147,18 +160,33 @@ impl<O: Ops> Decoder<O> {
         scratch: &mut Scratch<O>,
         logits: &mut Vec<f32>,
     ) {
+        self.run_observed(ops, batch, kv, (scratch, logits), &mut |_, _| ());
+    }
+
+    /// Computes a batch with at least one row: K and V of every row go to `kv`, one entry a layer, and the logits of the rows
+    /// that asked, `[rows that asked, vocab]`, to `logits`. `observe` sees what
+    /// dense matrices are multiplied with, in order: attention's input, its output, and the feed-forward's two of each layer.
+    pub(super) fn run_observed(
+        &self,
+        ops: &O,
+        batch: &StepBatch<'_>,
+        kv: &mut [O::Kv],
+        (scratch, logits): (&mut Scratch<O>, &mut Vec<f32>),
+        observe: Observe<'_, O>,
+    ) {
         scratch.resize(ops, &self.shape, batch.rows());
         let scale = self.embedding_scale;
         ops.embed(&self.embedding, batch.tokens(), scale, &mut scratch.x);
-        for (layer, kv) in self.layers.iter().zip(kv) {
+        for ((index, layer), kv) in self.layers.iter().enumerate().zip(kv) {
+            let observe = &mut |input, x: &O::Acts| observe((index, input), x);
             if self.is_parallel {
                 self.prepare_feed(ops, layer, scratch);
             }
-            self.attend(ops, layer, batch, kv, scratch);
+            self.attend(ops, layer, batch, kv, scratch, observe);
             if !self.is_parallel {
                 self.prepare_feed(ops, layer, scratch);
             }
-            self.feed_forward(ops, layer, batch, scratch);
+            self.feed_forward(ops, layer, batch, scratch, observe);
         }
         if !batch.outputs().is_empty() {
             self.head(ops, batch, scratch, logits);
@@ -167,6 +195,7 @@ impl<O: Ops> Decoder<O> {
 
     fn prepare_feed(&self, ops: &O, layer: &Layer<O>, s: &mut Scratch<O>) {
         let norm = layer.ffn_norm.as_ref();
+        O::set_precision(&mut s.feed, &layer.precisions.feed);
         ops.quantize(norm, &s.x, self.shape.hidden, &mut s.feed);
     }
 
@@ -177,10 +206,13 @@ impl<O: Ops> Decoder<O> {
         batch: &StepBatch<'_>,
         kv: &mut O::Kv,
         s: &mut Scratch<O>,
+        observe: &mut dyn FnMut(LayerInput, &O::Acts),
     ) {
         let (shape, kind) = (&self.shape, &self.attention[layer.kind]);
         let norm = layer.attention_norm.as_ref();
+        O::set_precision(&mut s.attend, &layer.precisions.attend);
         ops.quantize(norm, &s.x, shape.hidden, &mut s.attend);
+        observe(LayerInput::Attend, &s.attend);
         let input = Input::new(ops, &s.attend, batch.adapters());
         let (q, k, v) = (&mut s.q, &mut s.k, &mut s.v);
         let products = [
@@ -200,7 +232,9 @@ impl<O: Ops> Decoder<O> {
         ops.kv_write(k, v, batch.slots(), kv);
         let (rows, tables) = (batch.attention(), batch.tables());
         ops.attention(&kind.shape, q, kv, rows, tables, &mut s.attended);
+        O::set_precision(&mut s.acts, &layer.precisions.attended);
         ops.quantize(None, &s.attended, shape.heads * shape.head_dim, &mut s.acts);
+        observe(LayerInput::Attended, &s.acts);
         let input = Input {
             x: &s.acts,
             ..input
@@ -216,6 +250,7 @@ impl<O: Ops> Decoder<O> {
         layer: &Layer<O>,
         batch: &StepBatch<'_>,
         scratch: &mut Scratch<O>,
+        observe: &mut dyn FnMut(LayerInput, &O::Acts),
     ) {
         let Scratch {
             x,
@@ -228,6 +263,8 @@ impl<O: Ops> Decoder<O> {
         } = scratch;
         let adapters = batch.adapters();
         let (act, post_norm) = (self.activation, layer.post_ffn_norm.as_ref());
+        O::set_precision(gated, &layer.precisions.gated);
+        observe(LayerInput::Feed, feed);
         match &layer.ffn {
             FeedForward::Gated { gate, up, down } => {
                 Projection::apply_gated(
@@ -237,6 +274,7 @@ impl<O: Ops> Decoder<O> {
                     [tmp, tmp_up],
                     gated,
                 );
+                observe(LayerInput::Gated, gated);
                 self.add_product(
                     down,
                     &Input::new(ops, gated, adapters),
@@ -249,6 +287,7 @@ impl<O: Ops> Decoder<O> {
                 ops.resize(tmp, batch.rows() * up.width);
                 up.apply(&Input::new(ops, feed, adapters), tmp);
                 ops.activate_quantize(act, tmp, up.width, gated);
+                observe(LayerInput::Gated, gated);
                 self.add_product(
                     down,
                     &Input::new(ops, gated, adapters),
@@ -291,6 +330,7 @@ impl<O: Ops> Decoder<O> {
     fn head(&self, ops: &O, batch: &StepBatch<'_>, s: &mut Scratch<O>, logits: &mut Vec<f32>) {
         let (rows, hidden) = (batch.outputs(), self.shape.hidden);
         ops.gather(&s.x, hidden, rows, &mut s.branch);
+        O::set_precision(&mut s.acts, &self.output_precision);
         ops.quantize(Some(&self.output_norm), &s.branch, hidden, &mut s.acts);
         s.adapters.clear();
         if !batch.adapters().is_empty() {

@@ -54,8 +54,8 @@ impl<O: Ops> Default for ExpertScratch<O> {
             chosen: Vec::new(),
             rows: Vec::new(),
             adapters: Vec::new(),
-            acts: O::acts(false),
-            gated: O::acts(false),
+            acts: O::Acts::default(),
+            gated: O::Acts::default(),
             tmp: Default::default(),
             out: O::Rows::default(),
         }

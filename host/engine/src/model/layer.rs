@@ -1,6 +1,6 @@
 //! The parts of a layer, and how they are fetched under the names that GGUF gives them.
 
-use realm_kernels::{Cpu, LayerNorm};
+use realm_kernels::{Cpu, LayerNorm, Precision};
 
 use super::LoadError;
 use super::experts::Experts;
@@ -22,6 +22,28 @@ pub(super) struct Layer<O: Ops> {
     pub(super) ffn_norm: Option<Norm<O>>,
     pub(super) ffn: FeedForward<O>,
     pub(super) post_ffn_norm: Option<O::Vector>,
+    pub(super) precisions: Precisions,
+}
+
+/// How finely the inputs of a layer's matrices are rounded.
+#[derive(Clone)]
+pub(super) struct Precisions {
+    pub(super) attend: Precision,   // of queries, keys and values
+    pub(super) attended: Precision, // of attention's output matrix
+    pub(super) feed: Precision,     // of gate and up
+    pub(super) gated: Precision,    // of down
+}
+
+impl Default for Precisions {
+    /// What is best without knowing the model: attention takes exponentials.
+    fn default() -> Precisions {
+        Precisions {
+            attend: Precision::Int16,
+            attended: Precision::default(),
+            feed: Precision::default(),
+            gated: Precision::default(),
+        }
+    }
 }
 
 /// Root-mean-square norm, or layer norm where there is a bias.
@@ -110,6 +132,7 @@ impl<O: Ops> Layer<O> {
             ffn_norm: None,
             ffn: ffn(loader, shape, index)?,
             post_ffn_norm: None,
+            precisions: Precisions::default(),
         })
     }
 

@@ -4,7 +4,8 @@
 //! to the host is read with [`Ops::read`]. Calls are dispatched at compile time.
 
 use realm_kernels::{
-    Activation, Activations, AttentionRow, AttentionShape, Cpu, KvLayer, LayerNorm, Matrix, Rope,
+    Activation, Activations, AttentionRow, AttentionShape, Cpu, KvLayer, LayerNorm, Matrix,
+    Precision, Rope,
 };
 
 use super::layer::Norm;
@@ -43,14 +44,14 @@ pub(crate) trait Ops: Sized {
     /// Rows of f32.
     type Rows: Default;
     /// Rows made ready to be multiplied.
-    type Acts;
+    type Acts: Default;
     /// Keys and values of a layer.
     type Kv;
 
     /// Takes a norm or a bias to where it is used.
     fn vector(&self, values: Vec<f32>) -> Self::Vector;
-    /// An empty buffer for ready rows; `sensitive` ones may be rounded more finely.
-    fn acts(sensitive: bool) -> Self::Acts;
+    /// How finely the rows that the buffer gets next are rounded.
+    fn set_precision(x: &mut Self::Acts, precision: &Precision);
     /// Number of rows.
     fn rows(x: &Self::Acts) -> usize;
     /// Gives a buffer so many elements, whatever they are.
@@ -158,11 +159,8 @@ impl Ops for Cpu {
         values
     }
 
-    fn acts(sensitive: bool) -> Activations {
-        match sensitive {
-            true => Activations::sensitive(),
-            false => Activations::default(),
-        }
+    fn set_precision(x: &mut Activations, precision: &Precision) {
+        x.set_precision(precision);
     }
 
     fn rows(x: &Activations) -> usize {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use realm_kernels::quant::BlockType;
 use realm_kernels::{
     Activation, Activations, AttentionRow, AttentionShape, Cpu, KvLayer, KvType, Matrix,
-    MatrixView, Rope,
+    MatrixView, Precision, Rope,
 };
 use realm_weights::Gguf;
 
@@ -49,8 +49,8 @@ impl Ops for Adapted {
     fn vector(&self, values: Vec<f32>) -> Vec<f32> {
         self.cpu.vector(values)
     }
-    fn acts(sensitive: bool) -> Activations {
-        Cpu::acts(sensitive)
+    fn set_precision(x: &mut Activations, precision: &Precision) {
+        x.set_precision(precision);
     }
     fn rows(x: &Activations) -> usize {
         x.rows()
