@@ -90,6 +90,38 @@ fn operations_stand_beside_ceilings_of_the_same_run() -> Result<()> {
     Ok(())
 }
 
+/// 16 bits are much closer than 8, and the text says over how many positions.
+#[test]
+fn fidelity_tells_the_roundings_apart() -> Result<()> {
+    let model = paths::repository().join("host/engine/tests/fixtures/zoo/llama-q4_k_m.gguf");
+    let text = tempfile::NamedTempFile::new()?;
+    std::fs::write(
+        text.path(),
+        "The quick brown fox jumps over the lazy dog. ".repeat(20),
+    )?;
+    let run = |arguments: &[&str]| -> Result<Output> {
+        let mut command = command()?;
+        command.args(["bench", "--threads", "1", "--fidelity", "--model"]);
+        Ok(command.arg(&model).args(arguments).output()?)
+    };
+    let path = text.path().to_str().context("a path of text")?;
+    let output = run(&["--json", "--text", path])?;
+    ensure!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    assert!(positive(&report, "positions"), "{report}");
+    let rms = |name: &str| {
+        let roundings = report["roundings"].as_array().into_iter().flatten();
+        let mut named = roundings.filter(|row| row["activations"] == name);
+        named.next().and_then(|row| row["logprob_rms"].as_f64())
+    };
+    let (int8, mixed, int16) = (rms("int8"), rms("mixed"), rms("int16"));
+    assert!(int16 < mixed && mixed < int8, "{report}");
+    assert!(int16 < int8.map(|rms| rms / 10.0), "{report}");
+    let refused = run(&["--rows", "2"])?;
+    assert!(!refused.status.success() && stderr(&refused).contains("--rows"));
+    Ok(())
+}
+
 #[test]
 fn a_person_gets_a_table() -> Result<()> {
     let output = bench(&[])?;

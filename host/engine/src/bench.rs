@@ -4,6 +4,7 @@
 //! largest logit, and that is part of the time. Figures of one machine and one quarter of an hour can be compared.
 
 mod ceilings;
+mod fidelity;
 mod ops;
 mod overhead;
 
@@ -12,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use realm_kernels::Cpu;
-use realm_text::TextModel;
+use realm_text::{TextError, TextModel};
 use realm_weights::ModelSource;
 use thiserror::Error;
 
@@ -22,6 +23,7 @@ use crate::executor::{Executor, ExecutorError, ModelFacts, SequenceRows, StepBat
 use crate::model::{self, LoadError, ModelOptions};
 use crate::sampler::arg_max;
 pub use ceilings::Ceilings;
+pub use fidelity::{FIDELITY_TEXT, Fidelity, fidelity};
 use ops::Recorder;
 pub use ops::{OpTime, Profile};
 pub use overhead::{IDLE_SEQUENCES, Overhead};
@@ -129,6 +131,15 @@ pub enum BenchError {
         #[source]
         source: TryReserveError,
     },
+    /// A text without a position to compare.
+    #[error("the text is empty, or the context is too short for any of it")]
+    TextTooShort,
+    /// The model cannot be run.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The text cannot be made tokens.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// The executor refused a step.
     #[error(transparent)]
     Executor(#[from] ExecutorError),

@@ -2,6 +2,7 @@
 //!
 //! `bench/engines` has other engines behind the same options and the same JSON.
 
+mod fidelity;
 mod table;
 
 use super::client::line;
@@ -64,6 +65,12 @@ pub(super) struct Bench {
     /// Also measure what a step costs beside the model: 64 sequences decode while 16,000 are idle
     #[arg(long)]
     overhead: bool,
+    /// Measure instead how far rounded activations move the answers, for every precision of activations
+    #[arg(long, conflicts_with_all = ["prefill", "decode", "rows", "context", "step_tokens_max", "activations", "reps", "ops", "overhead"])]
+    fidelity: bool,
+    /// Text to measure that with instead of the built-in one
+    #[arg(long, value_name = "FILE", requires = "fidelity")]
+    text: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -171,6 +178,9 @@ struct Operation {
 }
 
 pub(super) fn bench(bench: &Bench) -> Result<()> {
+    if bench.fidelity {
+        return fidelity::print(bench);
+    }
     let report = measure(bench)?;
     if bench.json {
         return line(&serde_json::to_string(&report).context("writing the report")?);
@@ -178,20 +188,28 @@ pub(super) fn bench(bench: &Bench) -> Result<()> {
     table::print(&report)
 }
 
-fn measure(bench: &Bench) -> Result<Report> {
+fn open(bench: &Bench) -> Result<Gguf> {
     let path = bench.model.display();
-    let start = Instant::now();
-    let gguf = Gguf::open(&bench.model).with_context(|| format!("cannot read the model {path}"))?;
-    let weight_bytes = gguf.tensors().map(|tensor| tensor.data.len() as u64).sum();
-    let options = ModelOptions {
+    Gguf::open(&bench.model).with_context(|| format!("cannot read the model {path}"))
+}
+
+fn options(bench: &Bench) -> ModelOptions {
+    ModelOptions {
         threads: bench.threads.into(),
         kv_bytes_max: bench.kv_memory_mib.saturating_mul(1 << 20),
         kv_type: bench.kv_type.into(),
         activations: bench.activations.into(),
         packed_dir: bench.packed_dir.clone(),
         ..ModelOptions::default()
-    };
-    let model = Model::load(&gguf, options, bench.ops)
+    }
+}
+
+fn measure(bench: &Bench) -> Result<Report> {
+    let path = bench.model.display();
+    let start = Instant::now();
+    let gguf = open(bench)?;
+    let weight_bytes = gguf.tensors().map(|tensor| tensor.data.len() as u64).sum();
+    let model = Model::load(&gguf, options(bench), bench.ops)
         .with_context(|| format!("cannot run the model {path}"))?;
     drop(gguf);
     let load_s = start.elapsed().as_secs_f64();
