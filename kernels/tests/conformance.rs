@@ -406,6 +406,7 @@ fn channels_apart_leave_the_others_their_bits() {
         let channels: Arc<[u32]> = Arc::new([3, 40, 41, 511]);
         let precision = Precision::Int8 {
             apart: Arc::clone(&channels),
+            fine: Arc::default(),
         };
         for ty in BlockType::RUNNABLE {
             let (rows, cols, count) = (37, 512, 9);
@@ -459,6 +460,75 @@ fn channels_apart_leave_the_others_their_bits() {
                     assert!(same_bits(&run(threads, x), batched), "{what}, row {row}");
                 }
             }
+        }
+    });
+}
+
+/// The first, two in the middle and the last group with 16 bits, and all: on every instruction set, in every type, and the
+/// same whatever the rows beside, the number of threads and the order in which rows were gathered.
+#[test]
+fn fine_groups_lose_next_to_nothing() {
+    on_every_isa(|isa| {
+        let mut random = Random(19);
+        for ty in BlockType::RUNNABLE {
+            let (rows, cols, count) = (37, 512, 15);
+            let data = random.blocks(ty, rows, cols);
+            let view = MatrixView {
+                ty,
+                rows,
+                cols,
+                data: &data,
+            };
+            let fine: Arc<[u32]> = Arc::new([0, 6, 7, 15]);
+            let mut x = random.floats(count * cols);
+            for row in x.chunks_exact_mut(cols) {
+                for (channel, x) in row.iter_mut().enumerate() {
+                    // What the others are rounded to exactly.
+                    if !fine.contains(&(channel as u32 / 32)) {
+                        *x = if channel % 2 == 0 { 0.5 } else { -0.5 };
+                    }
+                }
+            }
+            let mut want = vec![0.0; count * rows];
+            reference::matmul(view, &x, &mut want);
+            let precision = Precision::Int8 {
+                apart: Arc::default(),
+                fine,
+            };
+            let run = |threads: usize, precision: &Precision, x: &[f32], order: &[u32]| {
+                let cpu = Cpu::with_isa(isa, threads).with_rounding(Rounding::Mixed);
+                let mut acts = Activations::with_precision(precision.clone());
+                cpu.quantize(x, cols, &mut acts);
+                let mut gathered = Activations::default();
+                gathered.gather(&acts, order);
+                let mut out = vec![0.0; order.len() * rows];
+                cpu.matmul(&cpu.prepare(view), &gathered, &mut out);
+                out
+            };
+            let order: Vec<u32> = (0..count as u32).rev().collect();
+            let what = format!("{} on {}", ty.name(), isa.name());
+            let got = run(2, &precision, &x, &order);
+            for (row, got) in got.chunks_exact(rows).rev().enumerate() {
+                let error = nmse(got, &want[row * rows..][..rows]);
+                // Equals cancel out, so that the error is relative to less.
+                assert!(
+                    error < 4.0 * NMSE_MAX_INT16_ACTIVATIONS,
+                    "{what}: {error:e}"
+                );
+                let alone = run(1, &precision, &x[row * cols..][..cols], &[0]);
+                assert!(same_bits(&alone, got), "{what}, row {row}");
+            }
+            let coarse = run(1, &Precision::default(), &x, &order);
+            let same = coarse.iter().zip(&got).filter(|(a, b)| a == b).count();
+            let is_float = ty.block_bytes() <= 4;
+            assert!(
+                if is_float {
+                    same == got.len()
+                } else {
+                    same == 0
+                },
+                "{what}: {same}"
+            );
         }
     });
 }

@@ -22,12 +22,13 @@ pub(crate) struct ActivationGroup {
 /// How finely [`Rounding::Mixed`] rounds the activations that some matrices read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// To 8 bits, except for these channels, in ascending order: they outweigh their neighbours, so that a scale which
-    /// covers them leaves those few bits. They are multiplied as f32, by the columns that
-    /// [`Cpu::with_columns`] takes out of a matrix.
+    /// To 8 bits, with exceptions; both are in ascending order.
     Int8 {
-        /// Columns of the matrices.
+        /// Channels that outweigh their neighbours, so that a scale which covers them leaves those few bits. They are
+        /// multiplied as f32, by the columns that [`Cpu::with_columns`] takes out of a matrix.
         apart: Arc<[u32]>,
+        /// Groups of 32 channels, by index, that have 16 bits.
+        fine: Arc<[u32]>,
     },
     /// To 16 bits.
     Int16,
@@ -37,36 +38,37 @@ impl Default for Precision {
     fn default() -> Precision {
         Precision::Int8 {
             apart: Arc::default(),
+            fine: Arc::default(),
         }
     }
 }
 
-/// The most int8 codes an activation is made of: see [`Rounding::Int16`].
-pub(crate) const TERMS_MAX: usize = 2;
-
 /// Rows of activations, made once for all matrices that read them. Scratch: reused from call to call, it only grows.
 ///
-/// The codes of a row's activations are one part, or two where an activation is the sum of two codes. Parts lie in tiles of
-/// as many as a kernel takes at once, side by side: it walks a tile as one stream, with one pointer. How many these are is
-/// a matter of the instruction set, so that only a [`Cpu`] of the same one reads them.
+/// The codes of rows lie in tiles of as many rows as a kernel takes at once, side by side: it walks a tile as one stream,
+/// with one pointer. Where an activation is the sum of two codes, the second ones are a stream of their own. How many rows a
+/// tile has is a matter of the instruction set, so that only a [`Cpu`] of the same one reads them.
 #[derive(Default)]
 pub struct Activations {
     rows: usize,
     cols: usize,
     precision: Precision,
-    is_split: bool,               // channels are apart
-    terms: usize,                 // codes of an activation: 1, 2, or 0 when only values are there
-    tile_rows: usize,             // parts of a tile at most
+    has_codes: bool,              // or only values
+    is_mixed: bool,               // channels are apart
+    tile_rows: usize,             // rows of a tile at most
     values: Vec<f32>,             // [rows, cols]
-    groups: Vec<ActivationGroup>, // of each tile [cols / 32, parts]
+    groups: Vec<ActivationGroup>, // of each tile [cols / 32, rows]
+    fine: Vec<u32>,               // groups of two codes, ascending
+    rests: Vec<ActivationGroup>,  // of each tile [fine, rows], the second codes
+    split: Vec<f32>,              // of each tile [apart, rows]
 }
 
-/// The tiles of `parts` parts, of `max` at most: of sizes that kernels are compiled for, and even unless it is the last. The
-/// last ones share what is left, because a small tile unpacks as much as a large one.
-pub(crate) fn tiles(parts: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
+/// The tiles of `rows` rows, of `max` at most: of sizes that kernels are compiled for. The last ones share what is left,
+/// because a small tile unpacks as much as a large one.
+pub(crate) fn tiles(rows: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     std::iter::from_fn(move || {
-        let left = parts - start;
+        let left = rows - start;
         let count = match left {
             0 => return None,
             1..=8 | 10 | 12 if left <= max => left,
@@ -78,11 +80,28 @@ pub(crate) fn tiles(parts: usize, max: usize) -> impl Iterator<Item = Range<usiz
     })
 }
 
-/// Where the groups of a row are: group `g` of term `t` at `start + g * step + t`.
+/// A tile of `N` rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a, const N: usize> {
+    pub(crate) groups: &'a [[ActivationGroup; N]], // [cols / 32]
+    pub(crate) fine: &'a [u32], // groups whose activations are the sum of two codes
+    pub(crate) rests: &'a [[ActivationGroup; N]], // [fine], the second codes
+    pub(crate) split: &'a [[f32; N]], // [apart]
+}
+
+/// Where a row is: in the tile of so many rows that begins with row `tile`.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
-    start: usize,
+    tile: usize,
+    row: usize,
     step: usize,
+}
+
+impl Place {
+    /// Where group `g` of `groups` is.
+    fn of(self, g: usize, groups: usize) -> usize {
+        self.tile * groups + self.row - self.tile + g * self.step
+    }
 }
 
 impl Activations {
@@ -102,9 +121,14 @@ impl Activations {
     /// The channels whose codes are 0, because they are multiplied as f32.
     pub(crate) fn apart(&self) -> &[u32] {
         match &self.precision {
-            Precision::Int8 { apart } if self.is_split => apart,
+            Precision::Int8 { apart, .. } if self.is_mixed => apart,
             _ => &[],
         }
+    }
+
+    /// The groups whose activations are the sum of two codes.
+    pub(crate) fn fine(&self) -> &[u32] {
+        &self.fine
     }
 
     /// Number of rows.
@@ -117,48 +141,42 @@ impl Activations {
         self.cols
     }
 
-    /// Int8 codes that an activation is the sum of.
-    pub(crate) fn terms(&self) -> usize {
-        self.terms
-    }
-
-    /// Groups of a row, all terms together.
-    fn groups_per_row(&self) -> usize {
-        self.terms * (self.cols / GROUP)
-    }
-
     /// The f32 values of a row.
     pub fn values(&self, row: usize) -> &[f32] {
         &self.values[row * self.cols..(row + 1) * self.cols]
     }
 
-    /// The tiles of all parts; a row's parts are in one.
+    /// The tiles of all rows.
     pub(crate) fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
-        tiles(self.rows * self.terms, self.tile_rows)
+        tiles(self.rows, self.tile_rows)
     }
 
-    /// The groups of a tile, `[cols / 32, N]`.
+    /// What kernels read of a tile.
     ///
     /// # Panics
-    /// When the tile does not have `N` parts.
-    pub(crate) fn tile<const N: usize>(&self, tile: &Range<usize>) -> &[[ActivationGroup; N]] {
+    /// When the tile does not have `N` rows.
+    pub(crate) fn tile<const N: usize>(&self, tile: &Range<usize>) -> Tile<'_, N> {
         assert_eq!(tile.len(), N);
-        let groups = self.cols / GROUP;
-        let groups = &self.groups[tile.start * groups..tile.end * groups];
-        groups.as_chunks().0
+        let part = |count: usize| tile.start * count..tile.end * count;
+        Tile {
+            groups: self.groups[part(self.cols / GROUP)].as_chunks().0,
+            fine: &self.fine,
+            rests: self.rests[part(self.fine.len())].as_chunks().0,
+            split: self.split[part(self.apart().len())].as_chunks().0,
+        }
     }
 
     fn place(&self, row: usize) -> Place {
-        let (part, parts) = (row * self.terms, self.rows * self.terms);
         // All tiles but the last ones are full.
-        let full = (parts / self.tile_rows).saturating_sub(1) * self.tile_rows;
-        let from = full.min(part / self.tile_rows * self.tile_rows);
-        let tile = tiles(parts - from, self.tile_rows)
+        let full = (self.rows / self.tile_rows).saturating_sub(1) * self.tile_rows;
+        let from = full.min(row / self.tile_rows * self.tile_rows);
+        let tile = tiles(self.rows - from, self.tile_rows)
             .map(|tile| from + tile.start..from + tile.end)
-            .find(|tile| tile.contains(&part))
-            .expect("the tiles cover all parts");
+            .find(|tile| tile.contains(&row))
+            .expect("the tiles cover all rows");
         Place {
-            start: tile.start * (self.cols / GROUP) + part - tile.start,
+            tile: tile.start,
+            row,
             step: tile.len(),
         }
     }
@@ -170,20 +188,36 @@ impl Activations {
         self.rows = rows;
         self.cols = cols;
         self.tile_rows = cpu.isa.tile_rows();
-        self.terms = match cpu.rounding {
-            _ if !cols.is_multiple_of(GROUP) => 0,
-            Rounding::Mixed if self.precision == Precision::Int16 => TERMS_MAX,
-            Rounding::Int8 | Rounding::Mixed => 1,
-            Rounding::Int16 => TERMS_MAX,
-            Rounding::Exact => 0,
-        };
-        self.is_split = cpu.rounding == Rounding::Mixed && self.terms == 1;
+        self.has_codes = cols.is_multiple_of(GROUP) && cpu.rounding != Rounding::Exact;
+        self.is_mixed = cpu.rounding == Rounding::Mixed;
+        self.fine.clear();
+        match (cpu.rounding, &self.precision) {
+            _ if !self.has_codes => {}
+            (Rounding::Int16, _) | (Rounding::Mixed, Precision::Int16) => {
+                self.fine.extend(0..(cols / GROUP) as u32);
+            }
+            (Rounding::Mixed, Precision::Int8 { fine, .. }) => self.fine.extend_from_slice(fine),
+            (Rounding::Int8 | Rounding::Exact, _) => {}
+        }
         if self.values.len() < rows * cols {
             self.values.resize(rows * cols, 0.0);
         }
-        let groups = rows * self.groups_per_row();
-        if self.groups.len() < groups {
-            self.groups.resize(groups, ActivationGroup::default());
+        self.grow();
+    }
+
+    /// Makes room for the codes.
+    fn grow(&mut self) {
+        if !self.has_codes {
+            return;
+        }
+        let (groups, rests, split) = (self.cols / GROUP, self.fine.len(), self.apart().len());
+        if self.split.len() < self.rows * split {
+            self.split.resize(self.rows * split, 0.0);
+        }
+        for (all, groups) in [(&mut self.groups, groups), (&mut self.rests, rests)] {
+            if all.len() < self.rows * groups {
+                all.resize(self.rows * groups, ActivationGroup::default());
+            }
         }
     }
 
@@ -194,42 +228,53 @@ impl Activations {
     pub fn gather(&mut self, from: &Activations, rows: &[u32]) {
         self.rows = rows.len();
         self.cols = from.cols;
-        self.terms = from.terms;
         self.precision.clone_from(&from.precision);
-        self.is_split = from.is_split;
+        self.has_codes = from.has_codes;
+        self.is_mixed = from.is_mixed;
         self.tile_rows = from.tile_rows;
+        self.fine.clone_from(&from.fine);
         self.values.clear();
-        let groups = self.rows * self.groups_per_row();
-        self.groups.resize(groups, ActivationGroup::default());
+        self.grow();
         for (i, &row) in rows.iter().enumerate() {
             let row = row as usize;
             assert!(row < from.rows, "there is no row {row} to gather");
             self.values.extend_from_slice(from.values(row));
-            if self.terms == 0 {
+            if !self.has_codes {
                 continue;
             }
             let (source, place) = (from.place(row), self.place(i));
-            for g in 0..self.cols / GROUP {
-                let source = source.start + g * source.step;
-                let at = place.start + g * place.step;
-                self.groups[at..at + self.terms]
-                    .copy_from_slice(&from.groups[source..source + self.terms]);
+            let apart = self.apart().len();
+            for channel in 0..apart {
+                self.split[place.of(channel, apart)] = from.split[source.of(channel, apart)];
+            }
+            for (out, all, groups) in [
+                (&mut self.groups, &from.groups, self.cols / GROUP),
+                (&mut self.rests, &from.rests, self.fine.len()),
+            ] {
+                for g in 0..groups {
+                    out[place.of(g, groups)] = all[source.of(g, groups)];
+                }
             }
         }
     }
 
     /// The values `[rows, cols]` for tasks to write, and what makes codes of them.
     pub(crate) fn parts(&mut self) -> (SharedOut<'_, f32>, Quantizer<'_>) {
-        let places = (self.terms > 0).then(|| (0..self.rows).map(|row| self.place(row)).collect());
+        let places = self
+            .has_codes
+            .then(|| (0..self.rows).map(|row| self.place(row)).collect());
         let apart: &[u32] = match &self.precision {
-            Precision::Int8 { apart } if self.is_split => apart,
+            Precision::Int8 { apart, .. } if self.is_mixed => apart,
             _ => &[],
         };
         let quantizer = Quantizer {
             places: places.unwrap_or_default(),
+            has_codes: self.has_codes,
             apart,
-            terms: self.terms,
+            fine: &self.fine,
             groups: SharedOut::new(&mut self.groups),
+            rests: SharedOut::new(&mut self.rests),
+            split: SharedOut::new(&mut self.split),
         };
         (SharedOut::new(&mut self.values), quantizer)
     }
@@ -271,15 +316,18 @@ impl Cpu {
 /// Makes the codes of rows from their values.
 pub(crate) struct Quantizer<'a> {
     places: Vec<Place>, // of every row; none where there are no codes
+    has_codes: bool,
     apart: &'a [u32],
-    terms: usize,
+    fine: &'a [u32],
     groups: SharedOut<'a, ActivationGroup>,
+    rests: SharedOut<'a, ActivationGroup>,
+    split: SharedOut<'a, f32>,
 }
 
 impl Quantizer<'_> {
     /// Whether there are codes to make.
     pub(crate) fn has_codes(&self) -> bool {
-        self.terms > 0
+        self.has_codes
     }
 
     /// Row `row`, of these values.
@@ -287,26 +335,18 @@ impl Quantizer<'_> {
     /// # Safety
     /// Nobody else does this row.
     pub(crate) unsafe fn run(&self, cpu: &Cpu, row: usize, values: &[f32]) {
-        if self.has_codes() {
-            let (place, terms, groups) = (self.places[row], self.terms, &self.groups);
-            cpu.isa.run(Quantize {
-                values,
-                apart: self.apart,
-                place,
-                terms,
-                groups,
-            });
+        if self.has_codes {
+            let (place, of) = (self.places[row], self);
+            cpu.isa.run(Quantize { values, place, of });
         }
     }
 }
 
-/// One row of f32 to int8 groups, of one term or two: 127 is the group's largest magnitude. The row's groups belong to it.
+/// One row of f32 to int8 groups: 127 is the group's largest magnitude. The row's groups belong to it.
 struct Quantize<'a> {
     values: &'a [f32], // [cols]
-    apart: &'a [u32],  // of these the codes are 0
     place: Place,
-    terms: usize,
-    groups: &'a SharedOut<'a, ActivationGroup>,
+    of: &'a Quantizer<'a>,
 }
 
 impl Kernel for Quantize<'_> {
@@ -314,25 +354,42 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut apart = self.apart;
-        for (g, x) in self.values.as_chunks::<GROUP>().0.iter().enumerate() {
-            let mut rest = *x;
+        let Quantize { values, place, of } = self;
+        for (i, &channel) in of.apart.iter().enumerate() {
+            let at = place.of(i, of.apart.len());
+            // SAFETY: an element of this row.
+            let split = unsafe { of.split.part(at..at + 1) };
+            split[0] = values[channel as usize];
+        }
+        let mut apart = of.apart;
+        let mut fine = of.fine.iter().enumerate().peekable();
+        let groups = values.len() / GROUP;
+        for (g, x) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+            let mut x = *x;
             while let [channel, others @ ..] = apart
                 && *channel as usize / GROUP == g
             {
-                rest[*channel as usize % GROUP] = 0.0;
+                x[*channel as usize % GROUP] = 0.0; // they are multiplied as f32
                 apart = others;
             }
-            let x = &rest;
-            let at = self.place.start + g * self.place.step;
-            // SAFETY: groups of this row.
-            let groups = unsafe { self.groups.part(at..at + self.terms) };
-            quantize_group(s, x, &mut groups[0]);
-            let (first, rests) = groups.split_at_mut(1);
-            if let [rest] = rests {
-                let first = &first[0];
-                let left = std::array::from_fn(|i| x[i] - f32::from(first.codes[i]) * first.scale);
+            let at = place.of(g, groups);
+            // SAFETY: a group of this row.
+            let [group] = (unsafe { of.groups.part(at..at + 1) }) else {
+                unreachable!("one group")
+            };
+            quantize_group(s, &x, group);
+            if let Some((index, _)) = fine.next_if(|(_, fine)| **fine as usize == g) {
+                let at = place.of(index, of.fine.len());
+                // SAFETY: as above.
+                let [rest] = (unsafe { of.rests.part(at..at + 1) }) else {
+                    unreachable!("one group")
+                };
+                let left = std::array::from_fn(|i| x[i] - f32::from(group.codes[i]) * group.scale);
                 quantize_group(s, &left, rest);
+                // Weights' offsets are multiplied with the first sums only.
+                group.sum += rest.sum;
+                group.half_sums[0] += rest.half_sums[0];
+                group.half_sums[1] += rest.half_sums[1];
             }
         }
     }
@@ -366,34 +423,30 @@ mod tests {
     use crate::cpu::isa::isas;
 
     #[test]
-    fn tiles_cover_all_parts_and_every_row_knows_its_own() {
+    fn tiles_cover_all_rows_and_every_row_knows_its_own() {
         for isa in isas() {
             let cpu = Cpu::with_isa(isa, 1).with_rounding(Rounding::Mixed);
             // Miri takes seconds for each.
             for rows in (1..80).step_by(if cfg!(miri) { 26 } else { 1 }) {
-                let int16 = Activations::with_precision(Precision::Int16);
-                for mut acts in [Activations::default(), int16] {
-                    acts.reshape(&cpu, rows, 2 * GROUP);
-                    let terms = acts.terms;
-                    let mut places = vec![None; acts.groups.len()];
-                    let mut end = 0;
-                    for tile in acts.tiles() {
-                        assert_eq!(tile.start, end);
-                        end = tile.end;
-                        assert!(tile.len() <= isa.tile_rows() && tile.len() % terms == 0);
-                        for (i, part) in tile.clone().enumerate() {
-                            for g in 0..2 {
-                                let at = 2 * tile.start + g * tile.len() + i;
-                                places[at] = Some((part / terms, part % terms, g));
-                            }
+                let mut acts = Activations::default();
+                acts.reshape(&cpu, rows, 2 * GROUP);
+                let mut places = vec![None; acts.groups.len()];
+                let mut end = 0;
+                for tile in acts.tiles() {
+                    assert_eq!(tile.start, end);
+                    end = tile.end;
+                    assert!(tile.len() <= isa.tile_rows());
+                    for (i, row) in tile.clone().enumerate() {
+                        for g in 0..2 {
+                            places[2 * tile.start + g * tile.len() + i] = Some((row, g));
                         }
                     }
-                    assert_eq!(end, rows * terms);
-                    for row in 0..rows {
-                        let Place { start, step } = acts.place(row);
-                        for (g, term) in [(0, 0), (1, 0), (0, terms - 1), (1, terms - 1)] {
-                            assert_eq!(places[start + g * step + term], Some((row, term, g)));
-                        }
+                }
+                assert_eq!(end, rows);
+                for row in 0..rows {
+                    let place = acts.place(row);
+                    for g in 0..2 {
+                        assert_eq!(places[place.of(g, 2)], Some((row, g)));
                     }
                 }
             }

@@ -4,9 +4,9 @@
 //! hold: the codes of a group are unpacked once for a tile and multiplied with every row of it. An output element is one
 //! lane of one accumulator, summed over the groups in order, so it is the same in a tile of any size.
 
-use super::activations::{ActivationGroup, TERMS_MAX, tiles};
+use super::activations::{ActivationGroup, Tile, tiles};
 use super::isa::Kernel;
-use super::matrix::{Columns, LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
+use super::matrix::{LINE, PANEL_ROWS, PanelLayout, SUPER_GROUPS, dequantize_panel};
 use super::shared::SharedOut;
 use super::simd::{SUM_ZERO, Simd};
 use super::watch::Op;
@@ -18,6 +18,9 @@ use std::ops::Range;
 /// Weights that one tile of rows goes through before the next does: they stay in the second-level cache, and the tile
 /// writes a run of its output rows, where going through every tile for each panel would write one line of each in turn.
 const BLOCK_BYTES: usize = 128 * 1024;
+
+/// Rows of a tile at most that leave registers for a whole group's codes.
+const KEPT_ROWS: usize = 4;
 
 /// What happens to a finished element.
 #[derive(Clone, Copy)]
@@ -259,76 +262,62 @@ impl<const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize> Kerne
 {
     type Out = ();
 
-    /// The terms of a row are parts of the tile like others, so that weights are unpacked once for all of them.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let QuantPanels {
             w, layout, x, sink, ..
         } = *self.of;
-        let terms = x.terms();
         let columns = w.columns().filter(|_| !x.apart().is_empty());
-        let (values, x) = (x, x.tile::<N>(&self.tile));
+        let x = x.tile::<N>(&self.tile);
         for panel in self.panels {
             let bytes = w.panel(panel);
             for lane in (0..PANEL_ROWS).step_by(S::LANES) {
                 let mut y = quant_tile::<S, BITS, SCALES, TABLE, N>(s, layout, bytes, lane, x);
                 if let Some(columns) = columns {
-                    add_columns(s, (columns, panel, lane), (values, self.tile.start), &mut y);
+                    add_columns(s, columns.of_panel(panel), lane, x.split, &mut y);
                 }
-                let column = panel * PANEL_ROWS + lane;
-                if terms == 1 {
-                    put(s, sink, self.tile.start, column, &y);
-                    continue;
-                }
-                // Tiles hold an even number of parts, and no row has more than two terms.
-                for (pair, y) in y.as_chunks::<TERMS_MAX>().0.iter().enumerate() {
-                    let row = self.tile.start / TERMS_MAX + pair;
-                    put(s, sink, row, column, &[s.add(y[0], y[1])]);
-                }
+                put(s, sink, self.tile.start, panel * PANEL_ROWS + lane, &y);
             }
         }
     }
 }
 
-/// Adds what the channels give that are apart, for the rows from `row` on.
+/// Adds what the channels give that are apart.
 #[inline(always)]
 fn add_columns<S: Simd, const N: usize>(
     s: S,
-    (columns, panel, lane): (&Columns, usize, usize),
-    (x, row): (&Activations, usize),
+    columns: &[[f32; PANEL_ROWS]],
+    lane: usize,
+    x: &[[f32; N]],
     y: &mut [S::F; N],
 ) {
     assert!(lane + S::LANES <= PANEL_ROWS, "rows of the panel");
-    let rows: [&[f32]; N] = std::array::from_fn(|i| x.values(row + i));
-    for (&channel, column) in columns.channels.iter().zip(columns.of_panel(panel)) {
+    for (column, x) in columns.iter().zip(x) {
         // SAFETY: `lane + LANES <= 16`, the length of a column.
         let w = unsafe { s.load(column.as_ptr().add(lane)) };
-        for (y, x) in y.iter_mut().zip(rows) {
-            *y = s.mul_add(w, s.splat(x[channel as usize]), *y);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = s.mul_add(w, s.splat(x), *y);
         }
     }
 }
 
 /// `LANES` weight rows of a panel, from `lane` on, times `N` activation rows.
-///
-/// - `x`: `[groups]`, see [`Activations::tile`].
 #[inline(always)]
 fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, const N: usize>(
     s: S,
     layout: &PanelLayout,
     panel: &[u8],
     lane: usize,
-    x: &[[ActivationGroup; N]],
+    x: Tile<'_, N>,
 ) -> [S::F; N] {
     let mut acc = [s.splat(0.0); N];
-    let groups = x.len();
+    let groups = x.groups.len();
     let group_bytes = LINE * BITS as usize; // a line for each bit of the codes
     assert!(
         layout.scales_at == groups * group_bytes && panel.len() >= layout.end,
         "a panel of this layout"
     );
     assert!(lane + S::LANES <= PANEL_ROWS, "rows of the panel");
-    let halves = SCALES == Scales::SuperHalves as u8 || SCALES == Scales::SuperAffineHalves as u8;
     // Codes through a table are bytes, whatever the width they are stored in.
     let signed = (BITS == 8 || TABLE) && S::SIGNED_BYTES;
     let levels = layout.coding.table.map_or([0; 16], |table| table.levels);
@@ -336,7 +325,8 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
         true => levels.map(|level| level.wrapping_add(128 - layout.coding.zero)),
         false => levels,
     });
-    for (g, x) in x.iter().enumerate() {
+    let mut fine = x.fine.iter().zip(x.rests).peekable();
+    for (g, x) in x.groups.iter().enumerate() {
         // SAFETY: a panel has `groups` groups of codes and scales and, for the K formats, a block for every 8 of them;
         // every access is to the `LANES` rows from `lane` on, and `lane + LANES <= 16`.
         let (scales, mins) =
@@ -351,41 +341,98 @@ fn quant_tile<S: Simd, const BITS: u32, const SCALES: u8, const TABLE: bool, con
         }
         let next_scales = panel.as_ptr().wrapping_add(layout.end + layout.scales_at);
         s.prefetch(next_scales.wrapping_add(g * layout.scale_bytes));
-        let mut dots = [s.int_splat(SUM_ZERO); N];
-        // SAFETY: as above: the lines of group `g`.
-        let codes = unsafe { unpack::<S, BITS, TABLE, 0>(s, table, lines) };
-        for (dot, x) in dots.iter_mut().zip(x) {
-            // SAFETY: the first 16 of a group's 32 codes.
-            *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr()) };
-        }
-        if halves {
-            let shift = s.sum_shift(scales[0]);
-            for ((acc, dot), x) in acc.iter_mut().zip(&mut dots).zip(x) {
-                let y = s.scale_sum(*dot, scales[0], shift);
-                *acc = s.mul_add(y, s.splat(x.scale), *acc);
-                if !signed {
-                    *acc = s.mul_add(mins[0], s.splat(x.half_sums[0]), *acc);
-                }
-                *dot = s.int_splat(SUM_ZERO);
-            }
-        }
-        // SAFETY: as above: the lines of group `g`.
-        let codes = unsafe { unpack::<S, BITS, TABLE, 1>(s, table, lines) };
-        for (dot, x) in dots.iter_mut().zip(x) {
-            // SAFETY: the last 16 of a group's 32 codes.
-            *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr().add(16)) };
-        }
-        let shift = s.sum_shift(scales[1]);
-        for ((acc, &dot), x) in acc.iter_mut().zip(&dots).zip(x) {
-            let y = s.scale_sum(dot, scales[1], shift);
-            *acc = s.mul_add(y, s.splat(x.scale), *acc);
-            if !signed {
-                let sum = if halves { x.half_sums[1] } else { x.sum };
-                *acc = s.mul_add(mins[1], s.splat(sum), *acc);
-            }
+        // Few rows leave registers for what many rows unpack again.
+        let kept = match N <= KEPT_ROWS {
+            // SAFETY: as above: the lines of group `g`.
+            true => Some(unsafe {
+                [
+                    unpack::<S, BITS, TABLE, 0>(s, table, lines),
+                    unpack::<S, BITS, TABLE, 1>(s, table, lines),
+                ]
+            }),
+            false => None,
+        };
+        let group = (lines, table, kept, scales);
+        // SAFETY: as above.
+        unsafe { add_group::<S, BITS, SCALES, TABLE, N>(s, group, Some(mins), x, &mut acc) };
+        if let Some((_, rest)) = fine.next_if(|(group, _)| **group as usize == g) {
+            // SAFETY: as above.
+            unsafe { add_group::<S, BITS, SCALES, TABLE, N>(s, group, None, rest, &mut acc) };
         }
     }
     acc
+}
+
+/// The lines of a group, the table, the codes if they are unpacked, and the scales of its halves.
+type Group<S> = (
+    *const u8,
+    <S as Simd>::C,
+    Option<[[<S as Simd>::C; 4]; 2]>,
+    [<S as Simd>::F; 2],
+);
+
+/// Adds a group's products with codes of activations, and those of its offsets where there are `mins`.
+///
+/// # Safety
+/// As [`unpack`] of either half.
+#[inline(always)]
+unsafe fn add_group<
+    S: Simd,
+    const BITS: u32,
+    const SCALES: u8,
+    const TABLE: bool,
+    const N: usize,
+>(
+    s: S,
+    (lines, table, kept, scales): Group<S>,
+    mins: Option<[S::F; 2]>,
+    x: &[ActivationGroup; N],
+    acc: &mut [S::F; N],
+) {
+    let halves = SCALES == Scales::SuperHalves as u8 || SCALES == Scales::SuperAffineHalves as u8;
+    let mins = match (BITS == 8 || TABLE) && S::SIGNED_BYTES {
+        true => None,
+        false => mins,
+    };
+    let mut dots = [s.int_splat(SUM_ZERO); N];
+    let codes = match kept {
+        Some(kept) => kept[0],
+        // SAFETY: the caller's promise.
+        None => unsafe { unpack::<S, BITS, TABLE, 0>(s, table, lines) },
+    };
+    for (dot, x) in dots.iter_mut().zip(x) {
+        // SAFETY: the first 16 of a group's 32 codes.
+        *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr()) };
+    }
+    if halves {
+        let shift = s.sum_shift(scales[0]);
+        for ((acc, dot), x) in acc.iter_mut().zip(&mut dots).zip(x) {
+            let y = s.scale_sum(*dot, scales[0], shift);
+            *acc = s.mul_add(y, s.splat(x.scale), *acc);
+            if let Some(mins) = mins {
+                *acc = s.mul_add(mins[0], s.splat(x.half_sums[0]), *acc);
+            }
+            *dot = s.int_splat(SUM_ZERO);
+        }
+    }
+    let codes = match kept {
+        Some(kept) => kept[1],
+        // SAFETY: the caller's promise.
+        None => unsafe { unpack::<S, BITS, TABLE, 1>(s, table, lines) },
+    };
+    for (dot, x) in dots.iter_mut().zip(x) {
+        // SAFETY: the last 16 of a group's 32 codes.
+        *dot = unsafe { add_dot::<S, BITS, TABLE>(s, *dot, &codes, x.codes.as_ptr().add(16)) };
+    }
+    let shift = s.sum_shift(scales[1]);
+    for ((acc, &dot), x) in acc.iter_mut().zip(&dots).zip(x) {
+        let y = s.scale_sum(dot, scales[1], shift);
+        *acc = s.mul_add(y, s.splat(x.scale), *acc);
+        if let Some(mins) = mins {
+            let sum = if halves { x.half_sums[1] } else { x.sum };
+            *acc = s.mul_add(mins[1], s.splat(sum), *acc);
+        }
+    }
 }
 
 /// Adds to every lane the dot product of its 16 codes with the 16 activations at `x`.

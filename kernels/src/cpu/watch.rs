@@ -3,7 +3,7 @@
 //! Nobody watches by default, and then it costs one check an operation. Kernels read no clock; the watcher does.
 
 use super::{Activations, Cpu, Matrix, Rounding};
-use crate::quant::BlockType;
+use crate::quant::{BlockType, GROUP};
 use std::sync::Arc;
 
 /// Is told when an operation of a [`Cpu`] begins and ends, on the thread that called it.
@@ -62,7 +62,7 @@ impl Op {
         let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
         let bytes: usize = matrices.iter().map(|matrix| matrix.bytes()).sum();
         let is_int8 = first.layout().is_some() && rounding != Rounding::Exact;
-        let terms = if is_int8 { x.terms() } else { 1 };
+        let codes = x.cols() + if is_int8 { GROUP * x.fine().len() } else { 0 };
         Op {
             name,
             weights: Some(Weights {
@@ -71,7 +71,7 @@ impl Op {
                 cols: first.cols(),
             }),
             bytes: bytes as u64,
-            arithmetic: 2 * (rows * first.cols() * x.rows() * terms) as u64,
+            arithmetic: 2 * (rows * codes * x.rows()) as u64,
             unit: if is_int8 { Unit::Int8 } else { Unit::Float },
         }
     }
