@@ -90,35 +90,41 @@ fn operations_stand_beside_ceilings_of_the_same_run() -> Result<()> {
     Ok(())
 }
 
-/// 16 bits are much closer than 8, and the text says over how many positions.
+/// 16 bits are much closer than 8, and what a server rounds to lies between.
 #[test]
 fn fidelity_tells_the_roundings_apart() -> Result<()> {
     let model = paths::repository().join("host/engine/tests/fixtures/zoo/llama-q4_k_m.gguf");
-    let text = tempfile::NamedTempFile::new()?;
+    let prompts = tempfile::NamedTempFile::new()?;
     std::fs::write(
-        text.path(),
-        "The quick brown fox jumps over the lazy dog. ".repeat(20),
+        prompts.path(),
+        "Why is the sea salty?\n\n\nCount to ten.\n\n",
     )?;
     let run = |arguments: &[&str]| -> Result<Output> {
         let mut command = command()?;
         command.args(["bench", "--threads", "1", "--fidelity", "--model"]);
         Ok(command.arg(&model).args(arguments).output()?)
     };
-    let path = text.path().to_str().context("a path of text")?;
+    let path = prompts.path().to_str().context("a path of text")?;
     let output = run(&["--json", "--text", path])?;
     ensure!(output.status.success(), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    assert!(positive(&report, "positions"), "{report}");
+    assert_eq!(report["positions"], 16, "{report}");
     let rms = |name: &str| {
         let roundings = report["roundings"].as_array().into_iter().flatten();
         let mut named = roundings.filter(|row| row["activations"] == name);
         named.next().and_then(|row| row["logprob_rms"].as_f64())
     };
     let (int8, mixed, int16) = (rms("int8"), rms("mixed"), rms("int16"));
-    assert!(int16 < mixed && mixed < int8, "{report}");
+    assert!(
+        int16 > Some(0.0) && int16 < mixed && mixed < int8,
+        "{report}"
+    );
     assert!(int16 < int8.map(|rms| rms / 10.0), "{report}");
     let refused = run(&["--rows", "2"])?;
     assert!(!refused.status.success() && stderr(&refused).contains("--rows"));
+    std::fs::write(prompts.path(), "\n \n\n")?;
+    let refused = run(&["--text", path])?;
+    assert!(!refused.status.success() && stderr(&refused).contains("no prompt"));
     Ok(())
 }
 

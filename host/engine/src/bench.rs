@@ -23,7 +23,7 @@ use crate::executor::{Executor, ExecutorError, ModelFacts, SequenceRows, StepBat
 use crate::model::{self, LoadError, ModelOptions};
 use crate::sampler::arg_max;
 pub use ceilings::Ceilings;
-pub use fidelity::{FIDELITY_TEXT, Fidelity, fidelity};
+pub use fidelity::{FIDELITY_PROMPTS, FIDELITY_STEPS, Fidelity, fidelity};
 use ops::Recorder;
 pub use ops::{OpTime, Profile};
 pub use overhead::{IDLE_SEQUENCES, Overhead};
@@ -131,9 +131,9 @@ pub enum BenchError {
         #[source]
         source: TryReserveError,
     },
-    /// A text without a position to compare.
-    #[error("the text is empty, or the context is too short for any of it")]
-    TextTooShort,
+    /// Nothing to compare.
+    #[error("the file has no prompt, or the model's context is too short for one")]
+    NoPrompt,
     /// The model cannot be run.
     #[error(transparent)]
     Load(#[from] LoadError),

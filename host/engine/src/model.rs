@@ -93,8 +93,8 @@ pub struct ModelOptions {
 pub enum Activations {
     /// 8 bits, as most engines do: fastest. Where two tokens are almost equally likely it may pick the other one.
     Int8,
-    /// 8 bits, but channels that outweigh their neighbours as f32, and 16 bits for the inputs where they gain most for a
-    /// quarter more work. Which these are is found at load, by computing a short text.
+    /// 8 bits, but channels that outweigh their neighbours as f32, and 16 bits for the groups of channels where they gain
+    /// most for about a third more work. Which these are is found at load, by computing a short text.
     #[default]
     Mixed,
     /// 16 bits: up to twice the time a step; practically what unrounded activations give.

@@ -50,8 +50,9 @@ pub(super) enum LayerInput {
     Gated,
 }
 
-/// Sees the input of a layer, by its index.
-pub(super) type Observe<'a, O> = &'a mut dyn FnMut((usize, LayerInput), &<O as Ops>::Acts);
+/// Sees the input of a layer, by its index, and the residual stream to which what becomes of it will be added.
+pub(super) type Observe<'a, O> =
+    &'a mut dyn FnMut((usize, LayerInput), &<O as Ops>::Acts, &<O as Ops>::Rows);
 
 /// Buffers that live as long as the executor and only grow.
 pub(crate) struct Scratch<O: Ops> {
@@ -93,6 +94,11 @@ impl<O: Ops> Default for Scratch<O> {
 }
 
 impl<O: Ops> Scratch<O> {
+    /// The residual stream of the last batch, `[rows, hidden]`.
+    pub(super) fn stream(&self) -> &O::Rows {
+        &self.x
+    }
+
     /// Gives every buffer its length for this many rows.
     fn resize(&mut self, ops: &O, shape: &Shape, rows: usize) {
         let (width, kv_width) = (
@@ -160,7 +166,7 @@ impl<O: Ops> Decoder<O> {
         scratch: &mut Scratch<O>,
         logits: &mut Vec<f32>,
     ) {
-        self.run_observed(ops, batch, kv, (scratch, logits), &mut |_, _| ());
+        self.run_observed(ops, batch, kv, (scratch, logits), &mut |_, _, _| ());
     }
 
     /// Computes a batch with at least one row: K and V of every row go to `kv`, one entry a layer, and the logits of the rows
@@ -178,7 +184,8 @@ impl<O: Ops> Decoder<O> {
         let scale = self.embedding_scale;
         ops.embed(&self.embedding, batch.tokens(), scale, &mut scratch.x);
         for ((index, layer), kv) in self.layers.iter().enumerate().zip(kv) {
-            let observe = &mut |input, x: &O::Acts| observe((index, input), x);
+            let observe =
+                &mut |input, x: &O::Acts, stream: &O::Rows| observe((index, input), x, stream);
             if self.is_parallel {
                 self.prepare_feed(ops, layer, scratch);
             }
@@ -206,13 +213,13 @@ impl<O: Ops> Decoder<O> {
         batch: &StepBatch<'_>,
         kv: &mut O::Kv,
         s: &mut Scratch<O>,
-        observe: &mut dyn FnMut(LayerInput, &O::Acts),
+        observe: &mut dyn FnMut(LayerInput, &O::Acts, &O::Rows),
     ) {
         let (shape, kind) = (&self.shape, &self.attention[layer.kind]);
         let norm = layer.attention_norm.as_ref();
         O::set_precision(&mut s.attend, &layer.precisions.attend);
         ops.quantize(norm, &s.x, shape.hidden, &mut s.attend);
-        observe(LayerInput::Attend, &s.attend);
+        observe(LayerInput::Attend, &s.attend, &s.x);
         let input = Input::new(ops, &s.attend, batch.adapters());
         let (q, k, v) = (&mut s.q, &mut s.k, &mut s.v);
         let products = [
@@ -234,7 +241,7 @@ impl<O: Ops> Decoder<O> {
         ops.attention(&kind.shape, q, kv, rows, tables, &mut s.attended);
         O::set_precision(&mut s.acts, &layer.precisions.attended);
         ops.quantize(None, &s.attended, shape.heads * shape.head_dim, &mut s.acts);
-        observe(LayerInput::Attended, &s.acts);
+        observe(LayerInput::Attended, &s.acts, &s.x);
         let input = Input {
             x: &s.acts,
             ..input
@@ -250,7 +257,7 @@ impl<O: Ops> Decoder<O> {
         layer: &Layer<O>,
         batch: &StepBatch<'_>,
         scratch: &mut Scratch<O>,
-        observe: &mut dyn FnMut(LayerInput, &O::Acts),
+        observe: &mut dyn FnMut(LayerInput, &O::Acts, &O::Rows),
     ) {
         let Scratch {
             x,
@@ -264,7 +271,7 @@ impl<O: Ops> Decoder<O> {
         let adapters = batch.adapters();
         let (act, post_norm) = (self.activation, layer.post_ffn_norm.as_ref());
         O::set_precision(gated, &layer.precisions.gated);
-        observe(LayerInput::Feed, feed);
+        observe(LayerInput::Feed, feed, x);
         match &layer.ffn {
             FeedForward::Gated { gate, up, down } => {
                 Projection::apply_gated(
@@ -274,7 +281,7 @@ impl<O: Ops> Decoder<O> {
                     [tmp, tmp_up],
                     gated,
                 );
-                observe(LayerInput::Gated, gated);
+                observe(LayerInput::Gated, gated, x);
                 self.add_product(
                     down,
                     &Input::new(ops, gated, adapters),
@@ -287,7 +294,7 @@ impl<O: Ops> Decoder<O> {
                 ops.resize(tmp, batch.rows() * up.width);
                 up.apply(&Input::new(ops, feed, adapters), tmp);
                 ops.activate_quantize(act, tmp, up.width, gated);
-                observe(LayerInput::Gated, gated);
+                observe(LayerInput::Gated, gated, x);
                 self.add_product(
                     down,
                     &Input::new(ops, gated, adapters),

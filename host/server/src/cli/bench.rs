@@ -68,7 +68,7 @@ pub(super) struct Bench {
     /// Measure instead how far rounded activations move the answers, for every precision of activations
     #[arg(long, conflicts_with_all = ["prefill", "decode", "rows", "context", "step_tokens_max", "activations", "reps", "ops", "overhead"])]
     fidelity: bool,
-    /// Text to measure that with instead of the built-in one
+    /// Prompts to measure that with instead of the built-in ones, parted by empty lines
     #[arg(long, value_name = "FILE", requires = "fidelity")]
     text: Option<PathBuf>,
     /// Print one line of JSON

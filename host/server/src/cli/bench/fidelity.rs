@@ -5,7 +5,7 @@ use crate::cli::client::line;
 use crate::config::Activations;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use realm_engine::bench::{FIDELITY_TEXT, fidelity};
+use realm_engine::bench::{FIDELITY_PROMPTS, FIDELITY_STEPS, fidelity};
 use serde::Serialize;
 
 /// What is printed as JSON.
@@ -14,7 +14,7 @@ struct Report {
     engine: &'static str,
     version: &'static str,
     file: String,
-    text: String,
+    prompts: String,
     positions: usize,
     roundings: Vec<Row>,
 }
@@ -25,7 +25,7 @@ struct Row {
     activations: Activations,
     kl_mean: f64,
     kl_p99: f64,
-    top1_agreement: f64,
+    same_top1: usize,
     logprob_rms: f64,
 }
 
@@ -40,11 +40,11 @@ pub(super) fn print(bench: &Bench) -> Result<()> {
 fn measure(bench: &Bench) -> Result<Report> {
     let path = bench.model.display();
     let (name, text) = match &bench.text {
-        None => ("built-in".to_owned(), FIDELITY_TEXT.to_owned()),
+        None => ("built-in".to_owned(), FIDELITY_PROMPTS.to_owned()),
         Some(file) => {
             let name = file.display().to_string();
             let text = std::fs::read_to_string(file);
-            let text = text.with_context(|| format!("cannot read the text {name}"))?;
+            let text = text.with_context(|| format!("cannot read the prompts {name}"))?;
             (name, text)
         }
     };
@@ -53,7 +53,7 @@ fn measure(bench: &Bench) -> Result<Report> {
         engine: "realm",
         version: env!("CARGO_PKG_VERSION"),
         file: path.to_string(),
-        text: name,
+        prompts: name,
         positions: 0,
         roundings: Vec::new(),
     };
@@ -65,7 +65,7 @@ fn measure(bench: &Bench) -> Result<Report> {
             activations,
             kl_mean: found.kl_mean,
             kl_p99: found.kl_p99,
-            top1_agreement: found.top1_agreement,
+            same_top1: found.same_top1,
             logprob_rms: found.logprob_rms,
         });
     }
@@ -74,8 +74,8 @@ fn measure(bench: &Bench) -> Result<Report> {
 
 fn table(report: &Report) -> Result<()> {
     line(&format!(
-        "{}: {} positions of the {} text, against the same weights with f32 activations",
-        report.file, report.positions, report.text
+        "{}: the first {FIDELITY_STEPS} tokens of the answers to {} prompts, against the same weights with f32 activations",
+        report.file, report.prompts
     ))?;
     line(&format!(
         "{:<14}{:>12}{:>12}{:>14}{:>14}",
@@ -84,11 +84,11 @@ fn table(report: &Report) -> Result<()> {
     for row in &report.roundings {
         let activations = serde_json::to_value(row.activations)?;
         line(&format!(
-            "{:<14}{:>12.6}{:>12.6}{:>12.2} %{:>14.4}",
+            "{:<14}{:>12.6}{:>12.6}{:>14}{:>14.4}",
             activations.as_str().unwrap_or_default(),
             row.kl_mean,
             row.kl_p99,
-            100.0 * row.top1_agreement,
+            format!("{}/{}", row.same_top1, report.positions),
             row.logprob_rms
         ))?;
     }
