@@ -10,7 +10,6 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 
 use realm_kernels::{Activations, BLOCK_TOKENS, Cpu, KvLayer, Precision};
 use realm_text::{Specials, TextModel};
@@ -393,6 +392,8 @@ impl Layer<Cpu> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn finding(row: Vec<f32>, weight: f64) -> Finding {
