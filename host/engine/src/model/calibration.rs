@@ -192,8 +192,6 @@ struct Choice {
 
 impl Choice {
     fn precision(mut self) -> Precision {
-        let is_fine = |channel: &u32| self.fine.contains(&(channel / GROUP as u32));
-        self.apart.retain(|channel| !is_fine(channel));
         self.apart.sort_unstable();
         self.fine.sort_unstable();
         Precision::Int8 {
@@ -414,9 +412,9 @@ mod tests {
         // Enough for the two channels, not for a group.
         let choice = &Choices::new(&findings, &[3.0]).choose(0.3)[0];
         assert_eq!((&*choice.apart, &*choice.fine), (&[5, 40][..], &[][..]));
-        // The groups are alike then, so that 16 bits go to the first.
+        // The groups are alike then, so that 16 bits go to the first, whose channel need not be apart any more.
         let choice = &Choices::new(&findings, &[3.0]).choose(1.3)[0];
-        assert_eq!((&*choice.apart, &*choice.fine), (&[5, 40][..], &[0][..]));
+        assert_eq!((&*choice.apart, &*choice.fine), (&[40][..], &[0][..]));
         let fine = Arc::new([0]);
         let apart = Arc::new([40]);
         assert_eq!(choice.clone().precision(), Precision::Int8 { apart, fine });
