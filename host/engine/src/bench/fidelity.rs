@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use realm_kernels::{Cpu, Rounding};
-use realm_text::{ChatMessage, TextModel};
+use realm_text::{Chat, ChatMessage, TextModel};
 use realm_weights::ModelSource;
 
 use super::BenchError;
@@ -133,14 +133,8 @@ impl Runner {
         let room = self.context.min(share).saturating_sub(FIDELITY_STEPS);
         let texts = text.split("\n\n").map(str::trim);
         let prompts = texts.filter(|text| !text.is_empty()).map(|text| {
-            let message = ChatMessage {
-                role: "user".into(),
-                content: text.into(),
-                name: None,
-                tool_call_id: None,
-                tool_calls: Vec::new(),
-            };
-            self.text.chat_tokens(&[message], &[], true, room)
+            let chat = Chat::new([ChatMessage::new("user", text)]);
+            self.text.chat_tokens(&chat, room)
         });
         let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
         match prompts.is_empty() || room == 0 {

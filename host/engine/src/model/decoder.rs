@@ -11,6 +11,9 @@ use super::ops::{Ops, Site};
 use super::projection::{Input, Projection};
 use crate::executor::StepBatch;
 
+/// Is shown an input of a layer as it is quantized, with the rows that it was made of.
+type ObserveLayer<'o, O> = dyn FnMut(LayerInput, &<O as Ops>::Acts, &<O as Ops>::Rows) + 'o;
+
 /// A model with its weights.
 pub(crate) struct Decoder<O: Ops> {
     pub(super) shape: Shape,
@@ -213,7 +216,7 @@ impl<O: Ops> Decoder<O> {
         batch: &StepBatch<'_>,
         kv: &mut O::Kv,
         s: &mut Scratch<O>,
-        observe: &mut dyn FnMut(LayerInput, &O::Acts, &O::Rows),
+        observe: &mut ObserveLayer<'_, O>,
     ) {
         let (shape, kind) = (&self.shape, &self.attention[layer.kind]);
         let norm = layer.attention_norm.as_ref();
@@ -257,7 +260,7 @@ impl<O: Ops> Decoder<O> {
         layer: &Layer<O>,
         batch: &StepBatch<'_>,
         scratch: &mut Scratch<O>,
-        observe: &mut dyn FnMut(LayerInput, &O::Acts, &O::Rows),
+        observe: &mut ObserveLayer<'_, O>,
     ) {
         let Scratch {
             x,
