@@ -335,6 +335,7 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
     });
     environment.add_function(source::CONCAT, operators::concat);
     environment.add_function(source::SUM, operators::sum);
+    environment.add_function(source::COMPARED, operators::compared);
     environment.add_function(source::ITEMS, python_globals::items);
     environment.add_filter(source::REMAINDER, operators::remainder);
     environment.add_filter("tojson", python_json::tojson);
@@ -350,6 +351,17 @@ fn environment(source: &str, clock: fn() -> u64) -> Result<Environment<'static>,
     Ok(environment)
 }
 
+/// Tests that compare a value with another.
+type Comparison = fn(&Value, &Value) -> bool;
+const COMPARISONS: [(&[&str], Comparison); 6] = [
+    (&["eq", "equalto", "=="], |left, right| left == right),
+    (&["ne", "!="], |left, right| left != right),
+    (&["lt", "lessthan", "<"], |left, right| left < right),
+    (&["le", "<="], |left, right| left <= right),
+    (&["gt", "greaterthan", ">"], |left, right| left > right),
+    (&["ge", ">="], |left, right| left >= right),
+];
+
 fn add_tests(environment: &mut Environment<'_>) {
     // Python's sequences are whatever has a length and items: texts and maps too, and here the parts of lists.
     environment.add_test("sequence", |value: &Value| match value.kind() {
@@ -361,6 +373,20 @@ fn add_tests(environment: &mut Environment<'_>) {
     environment.add_test("iterable", |value: &Value| {
         !value.is_none() && value.try_iter().is_ok()
     });
+    for (names, test) in COMPARISONS {
+        let compare = move |state: &State, left: Value, right: Value| {
+            operators::sized(state, &left)?;
+            Ok::<_, minijinja::Error>(test(&left, &right))
+        };
+        for name in names {
+            environment.add_test(*name, compare);
+        }
+    }
+    for (name, of) in [("lower", "islower"), ("upper", "isupper")] {
+        environment.add_test(name, move |state: &mut State, value: &Value| {
+            Value::from(&*python_repr::text(value)?).call_method(state, of, &[])
+        });
+    }
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
@@ -706,6 +732,45 @@ mod tests {
         for expression in huge {
             let error = render(Some(&format!("{{{{ {expression} }}}}")), &[]);
             assert!(matches!(error, Err(TextError::Template(_))), "{expression}");
+        }
+    }
+
+    #[test]
+    fn comparing_and_looking_at_much_is_cut_off() {
+        let doubled = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
+        for uses in [
+            "ns.x == ns.y",
+            "ns.x != ns.y",
+            "ns.x < ns.y",
+            "1 < 2 and ns.x == ns.y",
+            "ns.x in [ns.y]",
+            "ns.x not in [ns.y]",
+            "ns.x is eq ns.y",
+            "[ns.x] | select('eq', ns.y) | list",
+            "[ns.x, ns.y] | sort",
+            "[ns.x, ns.y] | unique | list",
+            "[ns.x, ns.y] | max",
+            "[ns.x].index(ns.y)",
+            "[ns.x].count(ns.y)",
+        ] {
+            let error = render(Some(&format!("{doubled}{{{{ {uses} }}}}")), &[]);
+            assert!(matches!(error, Err(TextError::Template(_))), "{uses}");
+        }
+        let long = "{% set x = 'ab' * 400000 %}{% set l = range(90000) | list %}{% for i in range(100000) %}";
+        for uses in [
+            "x.isalpha()",
+            "x is lower",
+            "l.index(89999)",
+            "l.count(5)",
+            "x.find('c')",
+        ] {
+            let error = render(
+                Some(&format!(
+                    "{long}{{% if {uses} %}}{{% endif %}}{{% endfor %}}"
+                )),
+                &[],
+            );
+            assert!(matches!(error, Err(TextError::Template(_))), "{uses}");
         }
     }
 

@@ -8,6 +8,38 @@ use minijinja::value::{Rest, Tuple, Value, ValueKind};
 use minijinja::{Error, State, filters};
 use std::borrow::Cow;
 
+/// Values in a value that is compared, at most: a list in a list in a list can have more than there are atoms.
+const COMPARED_MAX: usize = 1 << 18;
+
+/// Pays for comparing a value with another, which takes at most as long as going through all of it.
+pub(super) fn sized(state: &State, value: &Value) -> Result<(), Error> {
+    let is_container = |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map
+        )
+    };
+    let mut left = vec![value.clone()];
+    let mut count = 0;
+    while let Some(value) = left.pop().filter(|value| is_container(value)) {
+        let items = value.as_object().and_then(|object| object.try_iter_pairs());
+        for (name, item) in items.into_iter().flatten() {
+            count += 1;
+            if count > COMPARED_MAX {
+                return Err(invalid("a value is too large to be compared"));
+            }
+            left.extend([name, item].into_iter().filter(is_container));
+        }
+    }
+    state.consume_fuel(count as u64 / 4)
+}
+
+/// What is compared, as it is.
+pub(super) fn compared(state: &State, value: Value) -> Result<Value, Error> {
+    sized(state, &value)?;
+    Ok(value)
+}
+
 /// `a ~ b ~ c`.
 pub(super) fn concat(state: &State, parts: Rest<Value>) -> Result<Value, Error> {
     let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;

@@ -1,6 +1,7 @@
 //! The filters of Python's Jinja that minijinja lacks, or whose arguments it takes otherwise.
 
 use super::arguments::{Arguments, invalid};
+use super::operators::sized;
 use super::python_format::percent;
 use super::python_repr::{text, within_bounds};
 use super::wordwrap::wordwrap;
@@ -97,6 +98,8 @@ fn named(
     names: [&'static str; 3],
 ) {
     environment.add_filter(filter, move |state: &State, value: Value, args: Args| {
+        // They compare its items.
+        sized(state, &value)?;
         let args = Arguments::bind(&args.into_values(), names)?;
         let given = (0..3).filter_map(|at| Some((names[at], args.given(at)?.clone())));
         of(state, value, given.collect())

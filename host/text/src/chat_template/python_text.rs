@@ -2,6 +2,7 @@
 //! lacks or has in part.
 
 use super::arguments::{Arguments, invalid};
+use super::operators::sized;
 use super::python_filters::replace;
 use super::python_format::{format, pad};
 use super::python_repr::{is_printable, within_bounds};
@@ -45,9 +46,15 @@ pub(super) fn unknown_method(
             "'{method}' would change a {kind}, which templates may not"
         )));
     }
+    // Every method may look at all of it.
+    let looked_at = match value.as_str() {
+        Some(text) => text.len() / 64,
+        None => value.len().unwrap_or(0) / 2,
+    };
+    state.consume_fuel(looked_at as u64)?;
     let here = match (value.as_str(), kind) {
         (Some(text), _) => of_text(state, text, method, args),
-        (None, ValueKind::Seq | ValueKind::Iterable) => of_list(value, method, args),
+        (None, ValueKind::Seq | ValueKind::Iterable) => of_list(state, value, method, args),
         (None, ValueKind::Map) if method == "copy" => Some(none(args).map(|()| value.clone())),
         (None, ValueKind::Number) => of_number(value, method, args),
         _ => None,
@@ -483,12 +490,18 @@ fn translate(text: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(out.into())
 }
 
-fn of_list(value: &Value, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
+fn of_list(
+    state: &State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Option<Result<Value, Error>> {
     Some(match method {
         "copy" => none(args).map(|()| value.clone()),
-        "index" => index(value, args),
+        "index" => index(state, value, args),
         "count" => Arguments::bind(args, ["value"]).and_then(|args| {
             let wanted = args.required(0)?;
+            sized(state, wanted)?;
             let mut count = 0;
             for item in value.try_iter()?.checked() {
                 count += usize::from(item? == *wanted);
@@ -499,9 +512,10 @@ fn of_list(value: &Value, method: &str, args: &[Value]) -> Option<Result<Value, 
     })
 }
 
-fn index(value: &Value, args: &[Value]) -> Result<Value, Error> {
+fn index(state: &State, value: &Value, args: &[Value]) -> Result<Value, Error> {
     let args = Arguments::bind(args, ["value", "start", "end"])?;
     let wanted = args.required(0)?;
+    sized(state, wanted)?;
     let length = value.len().unwrap_or(0) as i64;
     let place = |at: i64| if at < 0 { (at + length).max(0) } else { at };
     let start = place(args.number(1)?.unwrap_or(0));

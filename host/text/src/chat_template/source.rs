@@ -1,6 +1,6 @@
 //! What is rewritten in a template's source before it is parsed, where Python's Jinja reads it otherwise than minijinja:
 //! ends of lines, `{% generation %}`, the operators `%` and `~`, which act on texts as Python prints them, `+` where it may
-//! escape a text, and loops over what has a length in Python only.
+//! escape a text, comparisons, which are paid for, and loops over what has a length in Python only.
 
 use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -11,6 +11,8 @@ pub(super) const REMAINDER: &str = "__remainder__";
 pub(super) const CONCAT: &str = "__concat__";
 /// Function that stands for a chain of `+`.
 pub(super) const SUM: &str = "__sum__";
+/// Function around what is compared with something.
+pub(super) const COMPARED: &str = "__compared__";
 /// Function around what a loop goes through.
 pub(super) const ITEMS: &str = "__items__";
 
@@ -100,6 +102,7 @@ enum Role {
     Closes,
     /// Ends what `%` and `~` bind.
     Boundary,
+    Comparison,
     Plus,
     Minus,
     Tilde,
@@ -126,10 +129,14 @@ impl Rewriter<'_> {
             Token::Str(_) | Token::String(_) => self.string(start, end),
             _ => {}
         }
+        let is_variables = self.frames.len() == 1 && self.looped == Looped::Variables;
         if self.frames.len() == 1 {
             self.loop_statement(tokens, at);
         }
         match role(tokens, at) {
+            // The `in` of a loop.
+            Role::Comparison if is_variables => self.boundary(before_end),
+            Role::Comparison => self.comparison(before_end),
             Role::Opens => {
                 self.begin(start);
                 self.frames.push(Frame::default());
@@ -252,6 +259,14 @@ impl Rewriter<'_> {
         }
     }
 
+    fn comparison(&mut self, end: usize) {
+        self.minus(end);
+        if let Some(at) = self.frames.last_mut().and_then(|frame| frame.sum.take()) {
+            self.open(at, format!("{COMPARED}("));
+            self.close(end);
+        }
+    }
+
     fn boundary(&mut self, end: usize) {
         self.minus(end);
         if let Some(frame) = self.frames.last_mut() {
@@ -332,18 +347,19 @@ fn role(tokens: &[(Token<'_>, Span)], at: usize) -> Role {
         Token::Mul | Token::Div | Token::FloorDiv => Role::Product,
         Token::Minus if before.is_some_and(ends_operand) => Role::Minus,
         Token::Plus => Role::Plus,
-        Token::Comma
-        | Token::Colon
-        | Token::Assign
-        | Token::Eq
-        | Token::Ne
-        | Token::Gt
-        | Token::Gte
-        | Token::Lt
-        | Token::Lte => Role::Boundary,
+        Token::Comma | Token::Colon | Token::Assign => Role::Boundary,
+        Token::Eq | Token::Ne | Token::Gt | Token::Gte | Token::Lt | Token::Lte => Role::Comparison,
+        // `not` before `in` ends the left side, and `in` then finds none.
+        Token::Ident("in") if !is_name(tokens, at) => Role::Comparison,
+        Token::Ident("not")
+            if matches!(tokens.get(at + 1), Some((Token::Ident("in"), _)))
+                && !is_name(tokens, at) =>
+        {
+            Role::Comparison
+        }
         // A statement's own word.
         Token::Ident(_) if matches!(before, Some(Token::BlockStart)) => Role::Boundary,
-        Token::Ident("and" | "or" | "if" | "else" | "not" | "in" | "recursive")
+        Token::Ident("and" | "or" | "if" | "else" | "not" | "recursive")
             if !is_name(tokens, at) =>
         {
             Role::Boundary
