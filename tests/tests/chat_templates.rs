@@ -31,7 +31,7 @@ fn model_render_prints_one_line_for_each_request() -> Result<()> {
         r#"{"messages": [{"role": "user", "content": "hi"}]}"#,
         "",
         r#"{"model": "any", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}"#,
-        r#"{"messages": [{"role": "nobody", "content": "hi"}]}"#,
+        r#"{"messages": []}"#,
         "no JSON",
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\u{2028}b\u{85}c\"}]}",
     ];
@@ -49,7 +49,10 @@ fn model_render_prints_one_line_for_each_request() -> Result<()> {
         "{lines:?}"
     );
     let why = |line: &Value| line["err"].as_str().unwrap_or_default().to_owned();
-    ensure!(why(&lines[2]).contains("messages[0].role"), "{lines:?}");
+    ensure!(
+        why(&lines[2]).contains("messages: must not be empty"),
+        "{lines:?}"
+    );
     ensure!(why(&lines[3]).contains("JSON"), "{lines:?}");
     // Python's `splitlines` and others would take these for ends of lines.
     let kept = lines[4]["ok"].as_str().unwrap_or_default();
