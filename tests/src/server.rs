@@ -360,6 +360,12 @@ fn ready_line(child: &mut Child) -> Result<Value> {
     Ok(ready)
 }
 
+/// The setting of a chat template that has a place for all there is: tools, calls, documents, a switch.
+pub fn template_of_everything() -> String {
+    let template = crate::paths::repository().join("tests/fixtures/everything.jinja");
+    format!("chat_template = {:?}\n", template.display().to_string())
+}
+
 /// The body of a chat request at temperature 0.
 pub fn chat_body(model: &str, question: &str, max_tokens: u32) -> Value {
     json!({

@@ -121,14 +121,10 @@ async fn huge_calls_over_a_websocket_leave_nothing_behind() -> Result<()> {
 fn json_that_becomes_trees_of_values_is_charged_as_what_it_becomes() -> Result<()> {
     let server = Server::start_configured("tenant_memory_mib = 20\n")?;
     let tenant = server.tenant("acme")?;
-    let ask = |arguments: &str| {
-        let call = json!({"id": "1", "function": {"name": "f", "arguments": arguments}});
+    let ask = |value: &str| {
         let mut chat = chat_body(MODEL, "Hello", 1);
-        chat["messages"] = json!([
-            {"role": "user", "content": "Hello"},
-            {"role": "assistant", "tool_calls": [call]},
-            {"role": "user", "content": "Hello"},
-        ]);
+        let value: Value = serde_json::from_str(value)?;
+        chat["chat_template_kwargs"] = json!({"unused": value});
         tenant.http.post("/v1/chat/completions", &chat)
     };
     let lists = format!("[{}[]]", "[],".repeat(16_000));

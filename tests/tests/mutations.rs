@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
-use realm_tests::server::{MODEL, Server, Tenant, chat_body};
+use realm_tests::server::{MODEL, Server, Tenant, chat_body, template_of_everything};
 use realm_tests::socket::Socket;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -170,7 +170,7 @@ fn bystander(tenant: &Tenant) -> Result<String> {
 
 #[test]
 fn damaged_bodies_get_a_documented_status_and_disturb_nobody() -> Result<()> {
-    let mut server = Server::start()?;
+    let mut server = Server::start_configured(&template_of_everything())?;
     let (sender, other) = (server.tenant("sender")?, server.tenant("other")?);
     let undisturbed = bystander(&other)?;
     let mut seen = std::collections::BTreeMap::new();
@@ -244,7 +244,7 @@ fn frame(random: &mut Damage) -> Message {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_frames_are_answered_or_end_their_own_connection_only() -> Result<()> {
-    let mut server = Server::start()?;
+    let mut server = Server::start_configured(&template_of_everything())?;
     let (sender, other) = (server.tenant("sender")?, server.tenant("other")?);
     let undisturbed = tokio::task::block_in_place(|| bystander(&other))?;
     let mut beside = Socket::connect(server.url(), Some(&other.key)).await?;

@@ -620,3 +620,61 @@ fn tool_value(tool: Tool) -> Result<Value, Failure> {
         }
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages() -> Vec<ChatMessage> {
+        let said = json!([
+            {"role": "developer", "content": "be brief", "name": "Ada"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "more": "\n"}]},
+            {"role": "assistant", "content": null, "reasoning_content": "\u{1}hm", "tool_calls": [
+                {"id": "1", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{\"a\": 1}", "strict": true}},
+                {"id": "2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+            ]},
+            {"role": "tool", "content": "", "tool_call_id": "1"},
+        ]);
+        let said = said.as_array().cloned().unwrap_or_default();
+        let fields = said
+            .into_iter()
+            .filter_map(|message| message.as_object().cloned());
+        fields.map(ChatMessage::from).collect()
+    }
+
+    #[test]
+    fn what_a_component_hands_on_is_what_the_client_said() {
+        for message in messages() {
+            let back = chat_message(given_message(&message)).ok();
+            assert_eq!(back.as_ref(), Some(&message));
+        }
+    }
+
+    #[test]
+    fn all_that_a_component_is_given_of_a_message_is_paid_for() {
+        for message in messages() {
+            let given = given_message(&message);
+            let calls = size_of_val(given.tool_calls.as_slice());
+            let parts = match &given.content {
+                Content::Parts(parts) => size_of_val(parts.as_slice()),
+                Content::Absent | Content::Text(_) => 0,
+            };
+            let held = size_of::<Message>() + calls + parts + message_bytes(&given);
+            let paid = given_message_bytes(&message);
+            assert!(paid >= held, "{message:?}: {paid} < {held}");
+        }
+    }
+
+    #[test]
+    fn a_component_cannot_say_a_field_twice_or_in_another_way_than_json() {
+        let said = given_message(&ChatMessage::new("user", "a"));
+        for more_json in [r#"{"role": "system"}"#, r#"{"content": ""}"#, "[]", "{", ""] {
+            let more_json = more_json.to_owned();
+            let message = Message {
+                more_json,
+                ..said.clone()
+            };
+            assert!(chat_message(message).is_err());
+        }
+    }
+}
