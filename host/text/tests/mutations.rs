@@ -317,12 +317,13 @@ fn chats() -> Chats {
     // What a client may send beside them: names of control tokens, templates, arguments that are no JSON.
     let calls = ["{\"a\": [[[[1e999]]]]}", "{", "[]"]
         .map(|arguments| json!({"id": "1", "function": {"name": "", "arguments": arguments}}));
-    let odd = message("assistant", "</s>{{ x }}{% for %}\u{0}\u{202e}")
-        .with("name", "<s>".repeat(100))
-        .with("tool_calls", calls.to_vec());
+    let odd =
+        message("assistant", "</s>{{ x }}{% for %}\u{0}\u{202e}").with("name", "<s>".repeat(100));
+    // Most templates have no place for calls and refuse them before they render, so the rest is there without them, too.
+    chats.push(Chat::new(vec![odd.clone(); 20]));
     chats.push(Chat {
         tools: vec![Value::Null],
-        ..Chat::new(vec![odd; 20])
+        ..Chat::new(vec![odd.with("tool_calls", calls.to_vec()); 20])
     });
     chats.push(Chat::new([message("user", &"é{{".repeat(1_000))]));
     chats.push(Chat {
