@@ -24,7 +24,7 @@ const TEXT: &str = include_str!("calibration.txt");
 /// Tokens of it that are computed: enough to meet the outliers, and a fraction of a second also for large models.
 const TOKENS_MAX: usize = 64;
 /// Work that is added to a row's products with 8 bits: as much as 16 bits for all of attention's inputs, and this share of
-/// all. A group's second codes take 0.7 of the time of its first, because its weights are read already.
+/// all. What less costs in likeness is in `bench/results/2026-12-01-fidelity.md`.
 const BUDGET: f64 = 0.3;
 /// Channels apart of an input at most; each is four bytes of memory for every row of its matrices.
 const APART_MAX: usize = 8;
