@@ -23,9 +23,6 @@ use crate::executor::{ExecutorError, SequenceRows, StepBatch};
 const TEXT: &str = include_str!("calibration.txt");
 /// Tokens of it that are computed: enough to meet the outliers, and a fraction of a second also for large models.
 const TOKENS_MAX: usize = 64;
-/// Work that is added to a row's products with 8 bits: as much as 16 bits for all of attention's inputs, and this share of
-/// all. What less costs in likeness is in `bench/results/2026-12-01-fidelity.md`.
-const BUDGET: f64 = 0.3;
 /// Channels apart of an input at most; each is four bytes of memory for every row of its matrices.
 const APART_MAX: usize = 8;
 /// Work of a channel apart, where a group's with 16 bits is 1.
@@ -80,8 +77,6 @@ pub(super) fn calibrate(
         let layer = &mut decoder.layers[finding.layer];
         layer.set_precision(cpu, finding.input, choice.precision());
     }
-    // One row of a prompt, and bound by the memory of its weights when decoding.
-    decoder.output_precision = Precision::Int16;
     Ok(())
 }
 
@@ -174,13 +169,15 @@ fn work(decoder: &mut Decoder<Cpu>, finding: &Finding) -> f64 {
     matrices.map(|m| m.rows() as f64 * m.cols() as f64).sum()
 }
 
+/// Work that is added to a row's products with 8 bits: as much as 16 bits for all of attention's inputs. What more would
+/// cost in time, and bring in likeness, is in `bench/results/2026-12-01-fidelity.md`.
 fn budget(findings: &[Finding], works: &[f64]) -> f64 {
     let attend = |finding: &Finding| finding.input == LayerInput::Attend;
     let attention = findings
         .iter()
         .zip(works)
         .filter(|(finding, _)| attend(finding));
-    attention.map(|(_, work)| work).sum::<f64>() + BUDGET * works.iter().sum::<f64>()
+    attention.map(|(_, work)| work).sum()
 }
 
 /// What one input gets.
