@@ -125,11 +125,20 @@ pub fn text_model() -> Arc<TextModel> {
         add_bos: Some(false),
         add_eos: Some(false),
         add_space_prefix: None,
-        chat_template: None,
+        chat_template: Some(TEMPLATE.to_owned()),
         chat_template_tools: None,
     };
     Arc::new(TextModel::new(source).expect("bytes are a complete vocabulary"))
 }
+
+/// ChatML with a place for tools and their calls. It names tools and leaves out long arguments, so that a chat can have
+/// more of both than the context has room for.
+const TEMPLATE: &str = "\
+{% for tool in tools or [] %}{{ tool.function.name }}
+{% endfor %}{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}{% for call in message.tool_calls or [] %}{% if call.function.arguments | length < 9 %}{{ call.function.arguments | tojson }}{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}";
 
 /// The character that stands for a byte in GPT-2's vocabulary: itself if it can be seen, else one from U+0100 on.
 fn byte_char(byte: u8) -> char {
